@@ -1,0 +1,1 @@
+"""Datasets: people's pictures and their captions, and how files become them."""

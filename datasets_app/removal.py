@@ -1,0 +1,75 @@
+"""Removes for good what people have deleted, once no training needs it.
+
+Deleting only marks rows. A training that starts reads the living pictures and commits its list of
+them a moment later, so a file goes only after a grace period, and only if no list names it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from datetime import timedelta
+
+from django.db import transaction
+from django.utils import timezone
+
+from datasets_app.models import Dataset, DatasetImage
+from studio_project import storage
+
+logger = logging.getLogger(__name__)
+
+GRACE_SECONDS = 60.0
+BATCH = 200
+
+# Given ids of pictures, returns those that are still needed.
+ImageGuard = Callable[[Collection[int]], Collection[int]]
+_guards: list[ImageGuard] = []
+
+
+def register_image_guard(guard: ImageGuard) -> None:
+    """Keep deleted pictures for as long as a function says that they are needed."""
+    if guard not in _guards:
+        _guards.append(guard)
+
+
+def collect_garbage(*, grace_seconds: float = GRACE_SECONDS) -> int:
+    """Remove deleted pictures and datasets that nobody needs.
+
+    Any number of processes may do this at once.
+
+    Args:
+        grace_seconds: What was deleted later than this ago is left for the next time.
+
+    Returns:
+        How many pictures and datasets went.
+    """
+    oldest = timezone.now() - timedelta(seconds=grace_seconds)
+    removed, last = 0, 0
+    while True:
+        rows = DatasetImage.objects.filter(deleted_at__lte=oldest, pk__gt=last).order_by("pk")
+        batch = list(rows[:BATCH])
+        if not batch:
+            break
+        last = batch[-1].pk
+        removed += _remove(batch)
+    emptied = Dataset.objects.filter(deleted_at__lte=oldest, images=None)
+    for dataset in emptied[:BATCH]:
+        dataset.delete()
+        removed += 1
+    return removed
+
+
+def _remove(batch: list[DatasetImage]) -> int:
+    ids = {image.pk for image in batch}
+    needed = {pk for guard in _guards for pk in guard(ids)}
+    free = [image for image in batch if image.pk not in needed]
+    with transaction.atomic():
+        DatasetImage.objects.filter(pk__in=[image.pk for image in free]).delete()
+    for image in free:
+        for key in (image.key, image.thumbnail_key):
+            try:
+                storage.delete(key)
+            except OSError as error:
+                # The row is gone, so the sweep of unreferenced files will find it.
+                logger.warning("could not remove %s: %s", key, error)
+    return len(free)

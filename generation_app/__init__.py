@@ -1,0 +1,1 @@
+"""Generation: its rows and verbs (Django) and, in `engine/`, the pipelines (torch)."""

@@ -1,0 +1,168 @@
+"""Runs requests for pictures on a worker: rows become a request, the engine paints.
+
+The message that starts it is a doorbell without contents. Which job comes next, the lease and the
+control of the child are the business of `studio_project.supervision`; the painting itself happens
+in `generation_app.engine`, in a process of its own that stays warm between jobs.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+from django.conf import settings
+
+from generation_app.engine_host import EngineHost
+from generation_app.models import GenerationJob
+from generation_app.recording import Recorder
+from models_app.models import DiffusionModel
+from studio_project import storage
+from studio_project.api import Problem
+from studio_project.jobs import ERRORS
+from studio_project.supervision import (
+    Outcome,
+    current_device,
+    current_worker,
+    run_queue,
+    supervise,
+)
+
+Status = GenerationJob.Status
+KIND = GenerationJob.queue_name
+_engine = EngineHost()
+
+
+class RefusedError(Exception):
+    """The job cannot run; `code` says why."""
+
+    def __init__(self, code: str, **params: Any) -> None:
+        super().__init__(code)
+        self.code, self.params = code, params
+
+
+@dramatiq.actor(queue_name=KIND)
+def generate() -> None:
+    """Hear the doorbell: paint until there is nothing to claim."""
+    current_device().on_release(KIND, _engine.release)
+    run_queue(GenerationJob, run_generation)
+
+
+def ring_doorbell() -> None:
+    """Send the doorbell of the generation queue."""
+    generate.send()
+
+
+def stop_engine() -> None:
+    """End this process's engine; the next job starts another."""
+    _engine.stop()
+
+
+def run_generation(job: GenerationJob) -> None:
+    """Do one claimed request.
+
+    Raises:
+        JobLost: The job belongs to somebody else by now.
+        InvalidTransition: Likewise.
+    """
+    folder = Path(settings.STUDIO_WORK_DIR) / "generation" / str(job.pk)
+    missing = _missing_images(job)
+    if not missing:  # the worker before was lost between the last picture and the end
+        job.move(Status.COMPLETED, from_=[Status.RUNNING], epoch=job.epoch)
+        return
+    recorder = Recorder(job, missing, current_worker())
+    try:
+        request = _prepare(job, missing, folder)
+        child = _engine.ready(current_device().share(KIND))
+        _settle(job, supervise(job, child, request, on_message=recorder))
+    except RefusedError as refused:
+        job.fail(refused.code, **refused.params)
+    except Problem as problem:  # the disk is full
+        job.fail(problem.code if problem.code in ERRORS else "internal")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _missing_images(job: GenerationJob) -> list[int]:
+    """Return which pictures are still to be painted; after a crash some are there already."""
+    painted = set(job.images.values_list("index", flat=True))
+    return [index for index in range(job.parameters["num_images"]) if index not in painted]
+
+
+def _prepare(job: GenerationJob, missing: list[int], folder: Path) -> dict[str, Any]:
+    """Turn the resolved parameters into a request with local paths."""
+    base, loras = _usable_models(job)
+    if not storage.free_space_ok():
+        raise RefusedError("disk_full")
+    folder.mkdir(parents=True, exist_ok=True)
+    share = current_device().share(KIND)
+    parameters = job.parameters
+    names = (
+        "prompt", "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale",
+        "scheduler", "clip_skip",
+    )  # fmt: skip
+    return {
+        **{name: parameters[name] for name in names},
+        "job_id": str(job.pk),
+        "mode": job.mode,
+        "base_folder": str(base.weights_folder()),
+        "base_sha256": base.sha256,
+        "architecture": base.architecture,
+        "loras": [
+            {
+                "path": str(lora.weights_file()),
+                "sha256": lora.sha256,
+                "weight": weight,
+                "name": lora.name,
+            }
+            for lora, weight in loras
+        ],
+        "model_name": job.model_name,
+        "seeds": [parameters["seeds"][index] for index in missing],
+        "output_folder": str(folder),
+        "device": share.device,
+        "threads": share.threads,
+        "preview": True,
+        "metadata": {"job_id": str(job.pk), "base_name": base.name},
+    }
+
+
+def _usable_models(
+    job: GenerationJob,
+) -> tuple[DiffusionModel, list[tuple[DiffusionModel, float]]]:
+    """Return the base and the LoRAs with their weights, if the owner may still use them all.
+
+    Raises:
+        RefusedError: `model_unavailable`.
+    """
+    entries = job.parameters["loras"]
+    wanted = {job.base_model_id, *(entry["id"] for entry in entries)}
+    rows = DiffusionModel.objects.usable_by(job.owner).filter(pk__in=wanted - {None})
+    usable = {model.pk: model for model in rows}
+    if wanted - set(usable):
+        raise RefusedError("model_unavailable", model=job.model_title or job.model_name)
+    try:
+        for model in usable.values():
+            model.weights_folder()
+    except OSError as error:
+        raise RefusedError("model_unavailable", model=job.model_title or job.model_name) from error
+    base_id = job.base_model_id or 0
+    return usable[base_id], [(usable[entry["id"]], entry["weight"]) for entry in entries]
+
+
+def _settle(job: GenerationJob, outcome: Outcome) -> None:
+    """Act on how the run ended; pictures that were finished stay in any case."""
+    if outcome.kind == "done":
+        job.move(
+            Status.COMPLETED,
+            from_=[Status.RUNNING],
+            epoch=job.epoch,
+            metrics=outcome.message.get("metrics") or {},
+        )
+    elif outcome.kind == "error":
+        code = str(outcome.message.get("code"))
+        params = outcome.message.get("params") or {}
+        job.fail(code if code in ERRORS else "internal", **params)
+    elif outcome.kind == "stopped":
+        job.settle_stopped(str(outcome.message.get("how")))

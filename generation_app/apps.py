@@ -1,0 +1,24 @@
+"""Generation as a Django app: what it tells the foundations and the apps below it."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.utils.translation import gettext_lazy as _
+
+
+class GenerationAppConfig(AppConfig):
+    """Registers the generation queue and the model listener."""
+
+    name = "generation_app"
+    verbose_name = _("Generation")
+
+    def ready(self) -> None:
+        """Register what needs the models to be loaded."""
+        from generation_app import actors, files, services
+        from generation_app.models import GenerationJob
+        from models_app.services import register_model_listener
+        from studio_project.jobs import register_file_references, register_job_class
+
+        register_job_class(GenerationJob, actors.ring_doorbell)
+        register_file_references("jobs", files.needed_keys)
+        register_model_listener(services.model_changed)

@@ -1,0 +1,22 @@
+"""The engine as a resident child of a worker: ``python -m generation_app.engine``.
+
+It serves ``run`` requests one after another until the worker closes the line; ``stop`` ends the one
+at work within a step, ``release`` gives all memory back.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from generation_app.engine.resident import Engine
+from studio_project.child_protocol import run_child
+
+
+def main() -> int:
+    """Serve until the worker is done; return the exit status."""
+    engine = Engine()
+    return run_child(engine.run, commands={"release": engine.release})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""The denoising loop: from noise to latents, and from latents to a picture.
+
+It is the loop of the plain diffusers pipelines for Stable Diffusion 1.x, 2.x and SDXL, operation by
+operation, so pictures equal theirs; written out here because a step has to be watched (progress,
+cancel, a preview of where it is going). The UNet runs exactly once per timestep of the noise
+scheduler.
+
+Shapes: latents (B, C, H/8, W/8); with guidance the UNet sees 2B, the unguided half first.
+Source: diffusers, StableDiffusionPipeline.__call__ and StableDiffusionXLPipeline.__call__;
+classifier-free guidance: Ho & Salimans 2022 (arXiv 2207.12598), equation 6.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from generation_app.engine.errors import EngineError
+from generation_app.engine.prompts import Embeddings
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished step: what the networks saw and said, for a preview.
+
+    ``model_input`` and ``model_pred`` are (B, C, H/8, W/8), guidance already applied to the latter.
+    """
+
+    index: int
+    total: int
+    timestep: torch.Tensor
+    model_input: torch.Tensor
+    model_pred: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the UNet is told beside the latents; with guidance the unguided half comes first."""
+
+    prompt_embeds: torch.Tensor
+    added: dict[str, torch.Tensor] | None
+    timestep_cond: torch.Tensor | None
+    guidance_scale: float
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether each step runs the UNet on two halves."""
+        return self.guidance_scale > 1 and self.timestep_cond is None
+
+
+def needs_negative(pipe: Any, guidance_scale: float) -> bool:
+    """Whether a request needs the negative prompt's embeddings at all."""
+    return guidance_scale > 1 and pipe.unet.config.time_cond_proj_dim is None
+
+
+def condition(
+    pipe: Any,
+    positive: Embeddings,
+    negative: Embeddings | None,
+    *,
+    guidance_scale: float,
+    size: tuple[int, int],
+) -> Conditioning:
+    """Put together what the UNet is told.
+
+    Args:
+        pipe: A Stable Diffusion or SDXL pipeline.
+        positive: The prompt's embeddings.
+        negative: The negative prompt's; None without guidance.
+        guidance_scale: How strongly the prompt pulls.
+        size: (width, height) in pixels.
+    """
+    halves = [positive] if negative is None else [negative, positive]
+    embeds = torch.cat([half.prompt_embeds for half in halves])
+    added = None
+    if positive.pooled_prompt_embeds is not None:
+        width, height = size
+        ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=embeds.dtype)
+        pooled = torch.cat(
+            [h.pooled_prompt_embeds for h in halves if h.pooled_prompt_embeds is not None]
+        )
+        added = {"text_embeds": pooled, "time_ids": ids.repeat(len(halves), 1).to(embeds.device)}
+    timestep_cond = None
+    if (projected := pipe.unet.config.time_cond_proj_dim) is not None:
+        strength = torch.tensor(guidance_scale - 1).repeat(1)
+        timestep_cond = pipe.get_guidance_scale_embedding(strength, embedding_dim=projected)
+        timestep_cond = timestep_cond.to(device=embeds.device, dtype=embeds.dtype)
+    return Conditioning(embeds, added, timestep_cond, guidance_scale)
+
+
+def denoise(
+    pipe: Any,
+    scheduler: Any,
+    conditioning: Conditioning,
+    *,
+    num_inference_steps: int,
+    size: tuple[int, int],
+    generator: torch.Generator,
+    on_step: Callable[[Step], None],
+) -> torch.Tensor:
+    """Denoise one picture from pure noise.
+
+    Args:
+        pipe: The pipeline whose UNet is used.
+        scheduler: A fresh noise scheduler.
+        conditioning: What the UNet is told.
+        num_inference_steps: How many steps are asked for.
+        size: (width, height) in pixels.
+        generator: The picture's own generator, on the CPU, so that a seed means the same noise on
+            every device.
+        on_step: Called after each step; what it raises ends the loop.
+
+    Returns:
+        The latents (1, C, H/8, W/8).
+    """
+    embeds = conditioning.prompt_embeds
+    device, dtype = embeds.device, embeds.dtype
+    scheduler.set_timesteps(num_inference_steps, device=device)
+    width, height = size
+    factor = pipe.vae_scale_factor
+    shape = (1, pipe.unet.config.in_channels, height // factor, width // factor)
+    latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+    latents = latents * scheduler.init_noise_sigma
+    accepted = inspect.signature(scheduler.step).parameters
+    options: dict[str, Any] = {"eta": 0.0, "generator": generator}
+    options = {name: value for name, value in options.items() if name in accepted}
+    timesteps = scheduler.timesteps
+    for index, timestep in enumerate(timesteps):
+        model_input = scheduler.scale_model_input(latents, timestep)
+        model_pred = _predict(pipe, model_input, timestep, conditioning)
+        latents = scheduler.step(model_pred, timestep, latents, **options, return_dict=False)[0]
+        latents = latents.to(dtype)
+        on_step(Step(index, len(timesteps), timestep, model_input, model_pred))
+    return latents
+
+
+def _predict(
+    pipe: Any, model_input: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning
+) -> torch.Tensor:
+    """Run the UNet once, with guidance on both halves at once."""
+    guided = conditioning.is_guided
+    model_pred: torch.Tensor = pipe.unet(
+        torch.cat([model_input] * 2) if guided else model_input,
+        timestep,
+        encoder_hidden_states=conditioning.prompt_embeds,
+        timestep_cond=conditioning.timestep_cond,
+        added_cond_kwargs=conditioning.added,
+        return_dict=False,
+    )[0]
+    if not guided:
+        return model_pred
+    unguided, guided_pred = model_pred.chunk(2)
+    return unguided + conditioning.guidance_scale * (guided_pred - unguided)
+
+
+def decode(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Turn latents into pixels.
+
+    Args:
+        pipe: The pipeline whose VAE is used.
+        latents: (B, C, H/8, W/8).
+
+    Returns:
+        (B, 3, H, W), about -1 to 1.
+    """
+    vae = pipe.vae
+    # SDXL's VAE overflows in fp16 and says so in its configuration.
+    overflows = vae.dtype == torch.float16 and vae.config.get("force_upcast", False)
+    if overflows:
+        vae.to(dtype=torch.float32)
+    latents = latents.to(vae.dtype)
+    try:
+        pixels: torch.Tensor = vae.decode(_unscaled(vae, latents), return_dict=False)[0]
+    finally:
+        if overflows:
+            vae.to(dtype=torch.float16)
+    return pixels
+
+
+def _unscaled(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Undo the scaling by which latents have unit variance in the UNet."""
+    factor = vae.config.scaling_factor
+    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is None or std is None:
+        return latents / factor
+    shape = (1, -1, 1, 1)
+    mean_, std_ = (
+        torch.tensor(x).view(shape).to(latents.device, latents.dtype) for x in (mean, std)
+    )
+    return latents * std_ / factor + mean_
+
+
+def require_finite(pixels: torch.Tensor) -> None:
+    """Refuse a picture that is not numbers; it would come out black.
+
+    Raises:
+        EngineError: ``non_finite_image``.
+    """
+    if not bool(torch.isfinite(pixels).all()):
+        raise EngineError("non_finite_image")

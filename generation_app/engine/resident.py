@@ -1,0 +1,120 @@
+"""The resident engine: serves one request after another and stays warm and well between them.
+
+It owns the warm pipelines of one device. A request that fails is answered with a code; what it left
+half-done is cleaned up before the next one. It does not read or write the pipe itself.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from generation_app.engine.errors import EngineError, StoppedError
+from generation_app.engine.generate import Line, PictureOrder, Stopwatch, TextToImage, read_order
+from generation_app.engine.pipelines import PipelineCache, WarmPipeline
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+
+
+class Engine:
+    """Warm pipelines and the verbs ``run`` and ``release`` on them.
+
+    Args:
+        budget_bytes: How much the warm pipelines may hold; None for a share of the device.
+    """
+
+    def __init__(self, budget_bytes: int | None = None) -> None:
+        self.pipelines = PipelineCache(budget_bytes)
+
+    def run(self, line: Line, message: Mapping[str, Any]) -> None:
+        """Serve one request and send ``done`` or ``stopped``.
+
+        Args:
+            line: Where messages go and stops come from.
+            message: The request of the worker.
+
+        Raises:
+            EngineError: The request failed for a reason with a code; the engine stays well.
+            Exception: Anything unexpected; the engine stays well too.
+        """
+        order = read_order(message)
+        try:
+            outputs, metrics = self._serve(line, order)
+        except StoppedError as stop:
+            line.send("stopped", how=stop.how)
+            return
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            traceback.print_exc(file=sys.stderr)
+        else:
+            line.send("done", outputs=outputs, metrics=metrics)
+            return
+        # Outside the handler, so that nothing refers to the failed request's tensors any more.
+        self.release(line)
+        request = order.request
+        raise EngineError("out_of_memory", width=request.width, height=request.height)
+
+    def release(self, line: Line) -> None:
+        """Drop every pipeline and tell what is warm: nothing."""
+        self.pipelines.clear()
+        self._tell_warm(line)
+
+    def _serve(self, line: Line, order: PictureOrder) -> tuple[dict[str, Any], dict[str, Any]]:
+        if torch.get_num_threads() != order.threads:
+            torch.set_num_threads(order.threads)
+        stopwatch = Stopwatch()
+        warm = self._prepare(line, order)
+        stopwatch.lap("load")
+        work = TextToImage(warm, order, line, stopwatch)
+        images = work.run()
+        metrics = {
+            **stopwatch.as_metrics(),
+            "text_encoder_calls": work.text_encoder_calls,
+            "unet_calls": work.unet_calls,
+            "resident_bytes": self.pipelines.size_bytes,
+            "notes": work.notes(),
+        }
+        return {"images": images}, metrics
+
+    def _prepare(self, line: Line, order: PictureOrder) -> WarmPipeline:
+        """Return the request's pipeline with its adapters at work."""
+        if (how := line.stop_requested()) is not None:
+            raise StoppedError(how)
+        warm = self.pipelines.find(order.base_sha256, order.device)
+        if warm is None:
+            line.send("phase", phase="loading_model")
+            warm = self.pipelines.load(
+                order.base_folder,
+                sha256=order.base_sha256,
+                architecture=order.architecture,
+                device=order.device,
+                name=order.base_name,
+            )
+            self._tell_warm(line)
+        elif any(lora.sha256 not in warm.adapters.attached for lora in order.loras):
+            line.send("phase", phase="loading_model")
+        try:
+            warm.adapters.activate(order.loras)
+        except EngineError:
+            raise
+        except Exception:
+            # A pipeline whose adapters are in an unknown state must not paint for anybody.
+            self.pipelines.drop(warm)
+            self._tell_warm(line)
+            raise
+        return warm
+
+    def _tell_warm(self, line: Line) -> None:
+        line.send("warm", models=self.pipelines.names, hashes=self.pipelines.hashes)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out, on whichever device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(x in str(error) for x in _OUT_OF_MEMORY)

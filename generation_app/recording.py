@@ -1,0 +1,133 @@
+"""Turns what the engine says about one request into rows, files, previews and events.
+
+Every row is written in a transaction with the guarded progress write of its job, so a worker that
+has lost the job leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from pathlib import Path
+from typing import Any
+
+from django.db import transaction
+from django.db.models import F
+from django.utils import timezone
+
+from generation_app.models import GeneratedImage, GenerationJob
+from models_app.thumbnails import make_thumbnail
+from studio_project import events, storage
+from studio_project.child_process import Message
+from studio_project.models import User, Worker
+
+PREVIEW_SECONDS = 0.5
+
+
+class Recorder:
+    """Writes down one run of a request. Called with each message of the engine.
+
+    Args:
+        job: The claimed job.
+        missing: Which of the request's pictures this run paints, by index; a run that goes on
+            after a crash paints only what is not there yet.
+        worker: The worker, whose row tells what is warm.
+    """
+
+    def __init__(self, job: GenerationJob, missing: list[int], worker: Worker) -> None:
+        self.job, self.missing, self.worker = job, missing, worker
+        self._started_at = 0.0
+        self._previewed_at = 0.0
+        self._handlers = {
+            "phase": self._phase,
+            "step": self._step,
+            "preview": self._preview,
+            "image": self._image,
+            "warm": self._warm,
+        }
+
+    def __call__(self, message: Message) -> None:
+        """Record one message; kinds that say nothing to a reader are passed over.
+
+        Raises:
+            JobLost: The job belongs to somebody else by now.
+            Problem: `disk_full`.
+        """
+        handler = self._handlers.get(message["type"])
+        if handler is not None:
+            handler(message)
+
+    def _phase(self, message: Message) -> None:
+        if message["phase"] != self.job.phase:
+            self.job.write_progress(phase=message["phase"])
+
+    def _step(self, message: Message) -> None:
+        """Write the progress over the whole request, pictures of earlier runs included."""
+        now, step, total = time.monotonic(), message["step"], max(1, message["total_steps"])
+        self._started_at = self._started_at or now
+        painted = self.job.parameters["num_images"] - len(self.missing)
+        steps_per_image = total // len(self.missing)
+        before = painted * steps_per_image
+        eta_seconds = None
+        if step > 1 and now > self._started_at:
+            eta_seconds = round((now - self._started_at) / (step - 1) * (total - step))
+        self.job.write_progress(
+            step=before + step,
+            total_steps=before + total,
+            progress=(before + step) / (before + total),
+            eta_seconds=eta_seconds,
+            phase="denoising",
+        )
+
+    def _preview(self, message: Message) -> None:
+        now = time.monotonic()
+        if now - self._previewed_at < PREVIEW_SECONDS:
+            return
+        self._previewed_at = now
+        events.put_preview(self.job.pk, base64.b64decode(message["data"]))
+        event = {
+            "type": "generation_job.previewed",
+            "id": str(self.job.pk),
+            "version": self.job.version,
+            "ts": timezone.now().isoformat(),
+            "step": self.job.step,
+            "image_index": self.missing[message["image_index"]],
+        }
+        events.publish(event, users=[self.job.owner_id])
+
+    def _image(self, message: Message) -> None:
+        index, path = self.missing[message["index"]], Path(message["path"])
+        with path.open("rb") as handle:
+            thumbnail = make_thumbnail(handle)
+        name = f"jobs/{self.job.pk}/{self.job.epoch}/image-{index:03d}"
+        size_bytes = storage.save(f"{name}.png", path)
+        storage.save(f"{name}.webp", thumbnail)
+        with transaction.atomic():
+            self.job.write_progress()
+            _image, is_new = GeneratedImage.objects.get_or_create(
+                job=self.job,
+                index=index,
+                defaults={
+                    "owner_id": self.job.owner_id,
+                    "key": f"{name}.png",
+                    "thumbnail_key": f"{name}.webp",
+                    "seed": message["seed"],
+                    "width": message["width"],
+                    "height": message["height"],
+                    "parameters": _told(message.get("parameters", {}), self.job),
+                    "size_bytes": size_bytes,
+                },
+            )
+            if is_new:
+                User.objects.filter(pk=self.job.owner_id).update(
+                    stored_bytes=F("stored_bytes") + size_bytes
+                )
+
+    def _warm(self, message: Message) -> None:
+        Worker.objects.filter(pk=self.worker.pk).update(warm=message.get("models", []))
+
+
+def _told(parameters: dict[str, Any], job: GenerationJob) -> dict[str, Any]:
+    """Add the names a person knows the models by to what the engine says of a picture."""
+    asked = {"id": job.model_id, "name": job.model_name, "title": job.model_title}
+    return {**parameters, "loras": job.parameters["loras"], "asked_model": asked}

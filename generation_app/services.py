@@ -1,0 +1,256 @@
+"""What people ask of the generator: paint, cancel, delete.
+
+Each verb checks, writes and rings; none of them paints. Problems are raised as
+`studio_project.api.Problem`, which the API and the pages both show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import transaction
+from django.db.models import F
+from django.db.models.functions import Greatest
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from generation_app import files
+from generation_app.engine.errors import MESSAGES
+from generation_app.engine.request import (
+    GenerationRequest,
+    Limits,
+    RequestError,
+    resolve_request,
+)
+from generation_app.models import GeneratedImage, GenerationJob
+from models_app.models import DiffusionModel
+from models_app.services import resolve_model
+from studio_project import events, jobs, storage
+from studio_project.api import Problem
+from studio_project.models import User
+
+Status = GenerationJob.Status
+# Room for one request's pictures; the floor of the disk comes on top.
+WORKING_BYTES = 16 * 1024**2
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The models a request is painted with."""
+
+    model: DiffusionModel
+    base: DiffusionModel
+    loras: tuple[tuple[DiffusionModel, float], ...] = ()
+
+    @property
+    def all(self) -> list[DiffusionModel]:
+        """Every model whose files are needed."""
+        return [self.base, *(lora for lora, _weight in self.loras)]
+
+
+# --- ask ------------------------------------------------------------------------------------------
+def submit_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> GenerationJob:
+    """Queue a request for pictures.
+
+    Args:
+        user: Who asks.
+        mode: `text-to-image`.
+        body: The request as it came; `model` is an id or a name.
+
+    Raises:
+        Problem: `method_unavailable`, `model_not_found`, `model_ambiguous`, `model_unavailable`,
+            `model_incompatible`, `invalid` with the fields that are wrong, `disk_full`,
+            `storage_full` or `active_jobs_limit`.
+    """
+    if mode not in GenerationJob.Mode.values:
+        raise Problem("method_unavailable", _("This site cannot do that yet."), status=404)
+    model = _resolve_named(user, body.get("model"), "model")
+    base = _base_of(user, model)
+    request = _resolve(user, body, model, base)
+    chosen = Chosen(model, base, _choose_loras(user, model, base, request))
+    storage.require_free_space(WORKING_BYTES)
+    jobs.require_stored_room(user)
+    job = GenerationJob(
+        owner=user,
+        mode=mode,
+        status=Status.QUEUED,
+        queued_at=timezone.now(),
+        model=model,
+        model_name=model.name,
+        model_title=model.shown_title,
+        base_model=base,
+        parameters=_parameters(request, chosen),
+        total_steps=request.num_inference_steps * request.num_images,
+        required_bytes=sum(needed.size_bytes for needed in chosen.all),
+    )
+    with transaction.atomic():
+        jobs.enforce_active_cap(user)
+        job.save(force_insert=True)
+        job.needed_models.set(chosen.all)
+        job.announce()
+        jobs.ring(GenerationJob.queue_name)
+    return job
+
+
+def _resolve_named(user: User, reference: Any, field: str) -> DiffusionModel:
+    if reference in (None, "") or isinstance(reference, bool):
+        message = _("Name a model by its id or its name.")
+        raise Problem("invalid", message, fields={field: [message]})
+    if not isinstance(reference, int | str):
+        message = _("A model is an id or a name.")
+        raise Problem("invalid", message, fields={field: [message]})
+    try:
+        return resolve_model(user, reference)
+    except Problem as error:
+        error.fields = {field: [error.detail]}
+        raise
+
+
+def _base_of(user: User, model: DiffusionModel) -> DiffusionModel:
+    """Return the pipeline a model is painted with: itself, or the base a LoRA brings."""
+    if model.type != DiffusionModel.Type.LORA:
+        return model
+    base = (
+        DiffusionModel.objects.usable_by(user).filter(pk=model.base_model_id).first()
+        if model.base_model_id
+        else None
+    )
+    if base is None:
+        message = _("The base model that “%(model)s” was trained on cannot be used now.") % {
+            "model": model.shown_title
+        }
+        raise Problem("model_unavailable", message, status=409, fields={"model": [message]})
+    return base
+
+
+def _resolve(
+    user: User, body: Mapping[str, Any], model: DiffusionModel, base: DiffusionModel
+) -> GenerationRequest:
+    try:
+        return resolve_request(
+            body,
+            architecture=base.architecture,
+            defaults={**base.default_settings, **model.default_settings},
+            limits=Limits(max_images=user.max_images_per_request),
+        )
+    except RequestError as error:
+        fields: dict[str, list[str]] = {}
+        for found in error.problems:
+            sentence = _(MESSAGES[found.code]) % found.params
+            fields.setdefault(found.field or "body", []).append(sentence)
+        name, sentences = next(iter(fields.items()))
+        raise Problem("invalid", f"{name}: {sentences[0]}", fields=fields) from error
+
+
+def _choose_loras(
+    user: User, model: DiffusionModel, base: DiffusionModel, request: GenerationRequest
+) -> tuple[tuple[DiffusionModel, float], ...]:
+    """Resolve the LoRAs; the model itself comes first when it is one."""
+    chosen: dict[int, tuple[DiffusionModel, float]] = {}
+    if model.type == DiffusionModel.Type.LORA:
+        chosen[model.pk] = (model, 1.0)
+    for choice in request.loras:
+        lora = _resolve_named(user, choice.model, "loras")
+        if lora.type != DiffusionModel.Type.LORA or lora.architecture != base.architecture:
+            message = _("“%(lora)s” does not fit onto “%(base)s”.") % {
+                "lora": lora.shown_title,
+                "base": base.shown_title,
+            }
+            raise Problem("model_incompatible", message, fields={"loras": [message]})
+        chosen[lora.pk] = (lora, choice.weight)
+    return tuple(chosen.values())
+
+
+def _parameters(request: GenerationRequest, chosen: Chosen) -> dict[str, Any]:
+    loras = [
+        {"id": lora.pk, "name": lora.name, "title": lora.title, "weight": weight}
+        for lora, weight in chosen.loras
+    ]
+    return {**request.as_parameters(), "loras": loras, "seeds": request.seeds}
+
+
+# --- change ---------------------------------------------------------------------------------------
+def cancel_generation(user: User, job: GenerationJob) -> GenerationJob:
+    """Ask a request to end; one that has ended already stays as it is."""
+    job.request_cancel()
+    job.refresh_from_db()
+    return job
+
+
+def delete_generation(user: User, job: GenerationJob) -> None:
+    """Remove a request that has ended, with its pictures.
+
+    Raises:
+        Problem: `job_active` while it waits or runs.
+    """
+    with transaction.atomic():
+        row = GenerationJob.objects.select_for_update().filter(pk=job.pk).first()
+        if row is None:
+            return
+        if not row.is_final:
+            raise Problem(
+                "job_active",
+                _("This request is still on its way."),
+                status=409,
+                hint=_("Cancel it first."),
+            )
+        images = list(row.images.all())
+        freed = sum(image.size_bytes for image in images if image.deleted_at is None)
+        User.objects.filter(pk=job.owner_id).update(
+            stored_bytes=Greatest(F("stored_bytes") - freed, 0)
+        )
+        row.delete()
+        _announce_deletion(job.noun, str(job.pk), job.version + 1, job.owner_id)
+        transaction.on_commit(lambda: files.remove(images), robust=True)
+
+
+def delete_image(user: User, image: GeneratedImage) -> None:
+    """Remove one picture; its row stays without its file, so that the job's count is honest."""
+    with transaction.atomic():
+        changed = GeneratedImage.objects.filter(pk=image.pk, deleted_at=None).update(
+            deleted_at=timezone.now()
+        )
+        if not changed:
+            return
+        User.objects.filter(pk=image.owner_id).update(
+            stored_bytes=Greatest(F("stored_bytes") - image.size_bytes, 0)
+        )
+        _announce_deletion("generated_image", image.pk, 1, image.owner_id)
+        transaction.on_commit(lambda: files.remove([image]), robust=True)
+
+
+def _announce_deletion(noun: str, pk: int | str, version: int, owner_id: int) -> None:
+    event = {
+        "type": f"{noun}.deleted",
+        "id": pk,
+        "version": version,
+        "ts": timezone.now().isoformat(),
+    }
+    events.publish(event, users=[owner_id])
+
+
+# --- what other apps ask --------------------------------------------------------------------------
+def model_changed(model: DiffusionModel, what: str) -> None:
+    """End the queued requests that need a model which their owner may no longer use.
+
+    Pictures already painted keep the model's name.
+    """
+    waiting = (
+        GenerationJob.objects.filter(needed_models=model, status=Status.QUEUED)
+        .select_related("owner")
+        .distinct()
+    )
+    for job in waiting:
+        if DiffusionModel.objects.usable_by(job.owner).filter(pk=model.pk).exists():
+            continue
+        try:
+            job.move(
+                Status.FAILED,
+                from_=[Status.QUEUED],
+                error_code="model_unavailable",
+                error_params={"model": model.shown_title},
+            )
+        except jobs.InvalidTransition:
+            continue  # claimed or canceled meanwhile

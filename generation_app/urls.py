@@ -1,0 +1,37 @@
+"""Where requests and pictures are found: under /api/ and on their pages."""
+
+from __future__ import annotations
+
+from django.urls import re_path
+
+from generation_app import api, views
+
+JOB = r"(?P<pk>[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
+IMAGE = r"(?P<pk>\d{1,18})"
+
+api_urls = [
+    re_path(r"^generate/?$", api.GenerationList.as_view(), name="generation-list"),
+    re_path(
+        r"^generate/text-to-image/?$", api.TextToImage.as_view(), name="generate-text-to-image"
+    ),
+    re_path(rf"^generate/{JOB}/?$", api.GenerationDetail.as_view(), name="generation-detail"),
+    re_path(
+        rf"^generate/{JOB}/cancel/?$", api.GenerationCancel.as_view(), name="generation-cancel"
+    ),
+    re_path(
+        rf"^generate/{JOB}/preview/?$", api.GenerationPreview.as_view(), name="generation-preview"
+    ),
+    re_path(r"^images/?$", api.ImageList.as_view(), name="image-list"),
+    re_path(rf"^images/{IMAGE}/?$", api.ImageDetail.as_view(), name="image-detail"),
+    re_path(rf"^images/{IMAGE}/file/?$", api.ImageFile.as_view(), name="image-file"),
+    re_path(
+        rf"^images/{IMAGE}/thumbnail/?$",
+        api.ImageFile.as_view(thumbnail=True),
+        name="image-thumbnail",
+    ),
+]
+page_urls = [
+    re_path(r"^text-to-image/?$", views.text_to_image, name="text_to_image"),
+    re_path(r"^images/?$", views.image_list, name="image_list"),
+    re_path(rf"^images/{IMAGE}/?$", views.image_detail, name="image_detail"),
+]

@@ -1,0 +1,119 @@
+"""Pages about generating: text to image, the user's pictures, and one picture.
+
+They only show; every change goes through the REST API, which calls the same services.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from django.contrib.auth.decorators import login_required
+from django.db.models import Q
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.utils.translation import gettext as _
+
+from generation_app.engine.request import SEED_COUNT, Limits
+from generation_app.engine.vocabulary import SCHEDULERS
+from generation_app.forms import defaults_by_architecture, quality_fields, size_fields
+from generation_app.models import GeneratedImage
+from models_app.models import DiffusionModel
+from studio_project.api import get_visible
+from studio_project.models import User
+from studio_project.paging import page_by_key
+
+TILES = 60
+MADE_WITH = 24
+
+
+@login_required
+def text_to_image(request: HttpRequest) -> HttpResponse:
+    """Show the generate page; `?model=`, `?image=` and `?job=` say what it opens with."""
+    user: User = request.user  # type: ignore[assignment]
+    schedulers = {name: words.title for name, words in SCHEDULERS.items()}
+    limits = Limits()
+    context = {
+        "sizes": size_fields(user),
+        "qualities": quality_fields(),
+        "defaults_json": json.dumps(defaults_by_architecture()),
+        "schedulers_json": json.dumps(schedulers),
+        "model": request.GET.get("model", ""),
+        "image": request.GET.get("image", ""),
+        "job": request.GET.get("job", ""),
+        "limits": limits,
+        "largest_seed": SEED_COUNT - 1,
+    }
+    return render(request, "generation_app/text_to_image.html", context)
+
+
+@login_required
+def image_list(request: HttpRequest) -> HttpResponse:
+    """Show the user's pictures, newest first.
+
+    `?part=tiles` is the tiles alone; with `model` those that were made with it.
+    """
+    rows = GeneratedImage.objects.visible_to(request.user).select_related("job")
+    search = request.GET.get("search", "").strip()
+    if search:
+        rows = rows.filter(
+            Q(parameters__prompt__icontains=search) | Q(job__model_title__icontains=search)
+        )
+    model = request.GET.get("model", "")
+    if model:
+        rows = rows.filter(job__model_id=model) if model.isdecimal() else rows.none()
+    images, following = page_by_key(request, rows, MADE_WITH if model else TILES, part="tiles")
+    context = {"images": images, "next": following, "search": search, "of_model": model}
+    part = request.GET.get("part") == "tiles"
+    name = "_tiles.html" if part else "image_list.html"
+    return render(request, f"generation_app/{name}", context)
+
+
+@login_required
+def image_detail(request: HttpRequest, pk: str) -> HttpResponse:
+    """Show one picture with its parameters; `?part=panel` is the side panel's content."""
+    image = get_visible(GeneratedImage.objects.select_related("job"), request.user, pk)
+    rows = GeneratedImage.objects.visible_to(request.user)
+    newer = rows.filter(_beside(image, newer=True)).order_by("created_at", "pk").first()
+    older = rows.filter(_beside(image, newer=False)).order_by("-created_at", "-pk").first()
+    model = DiffusionModel.objects.visible_to(request.user).filter(pk=image.job.model_id).first()
+    context = {
+        "image": image,
+        "model": model,
+        "facts": facts_of(image),
+        "prompt": image.parameters.get("prompt", ""),
+        "negative_prompt": image.parameters.get("negative_prompt", ""),
+        "newer": newer,
+        "older": older,
+    }
+    part = request.GET.get("part") == "panel"
+    name = "_panel.html" if part else "image_detail.html"
+    return render(request, f"generation_app/{name}", context)
+
+
+def _beside(image: GeneratedImage, *, newer: bool) -> Q:
+    """Say which pictures come after, or before, this one in the order of the grid."""
+    how = "gt" if newer else "lt"
+    return Q(**{f"created_at__{how}": image.created_at}) | Q(
+        created_at=image.created_at, **{f"pk__{how}": image.pk}
+    )
+
+
+def facts_of(image: GeneratedImage) -> list[tuple[Any, Any]]:
+    """Return the parameters a reader wants to see, with their words."""
+    given = image.parameters
+    scheduler = SCHEDULERS.get(str(given.get("scheduler", "")))
+    loras = ", ".join(
+        f"{lora.get('title') or lora.get('name')} × {lora.get('weight', 1):g}"
+        for lora in given.get("loras") or []
+    )
+    facts = [
+        (_("Size"), f"{image.width} × {image.height}"),
+        (_("Seed"), str(image.seed)),
+        (_("Steps"), given.get("num_inference_steps")),
+        (_("Guidance"), given.get("guidance_scale")),
+        (_("Sampler"), scheduler.title if scheduler else given.get("scheduler")),
+        (_("LoRAs"), loras),
+        (_("Clip skip"), given.get("clip_skip") or None),
+    ]
+    return [(label, value) for label, value in facts if value not in (None, "")]

@@ -1,0 +1,1 @@
+"""Models: what the site can generate with and train on, and everything about their files."""

@@ -1,0 +1,98 @@
+/**
+ * Forms that speak with the REST API.
+ *
+ * `<form data-api="/api/…" data-method="PATCH">` sends its fields as JSON. Afterwards `data-then` is
+ * "reload", "close" or an address in which `{id}` stands for the answer's id. Problems appear at
+ * their field, the rest above the button. `data-confirm-*` asks first. A checkbox counts as a
+ * boolean, `data-number` as a number, `data-list` as comma-separated words.
+ */
+
+import { api } from "./api.js";
+import { confirmAction } from "./dialog.js";
+import { h } from "./dom.js";
+import { toast } from "./toast.js";
+
+export function valuesOf(form) {
+  const values = {};
+  for (const field of form.elements) {
+    if (!field.name || field.disabled || field.name === "csrfmiddlewaretoken") continue;
+    if (field.type === "radio" && !field.checked) continue;
+    if (field.type === "checkbox") values[field.name] = field.checked;
+    else if ("number" in field.dataset) {
+      if (field.value.trim() !== "") values[field.name] = Number(field.value);
+    } else if ("list" in field.dataset) values[field.name] = field.value.split(",").map((word) => word.trim()).filter(Boolean);
+    else values[field.name] = field.value;
+  }
+  return values;
+}
+
+export function clearProblems(form) {
+  for (const message of form.querySelectorAll(".problem")) message.remove();
+  for (const field of form.querySelectorAll("[aria-invalid]")) {
+    field.removeAttribute("aria-invalid");
+    field.removeAttribute("aria-describedby");
+  }
+}
+
+/** Show each message at its field; what belongs to no field goes above the buttons. */
+export function showProblems(form, problem) {
+  const left = [];
+  let first = null;
+  for (const [name, messages] of Object.entries(problem.errors ?? {})) {
+    const last = name.split(".").pop();
+    const field = form.querySelector(`[name="${CSS.escape(name)}"], [name="${CSS.escape(last)}"], [data-field="${CSS.escape(last)}"]`);
+    const text = messages.map((message) => message.message).join(" ");
+    if (!field) {
+      left.push(`${last}: ${text}`);
+      continue;
+    }
+    const id = `problem-${last}`;
+    field.setAttribute("aria-invalid", "true");
+    field.setAttribute("aria-describedby", id);
+    (field.closest(".field") ?? field.parentElement).append(h("span", { class: "problem", id }, text));
+    field.closest("details")?.setAttribute("open", "");
+    first ??= field;
+  }
+  if (!first || left.length) {
+    const text = left.length ? left.join(" ") : problem.sentence ?? problem.message;
+    const box = h("p", { class: "problem", role: "alert" }, text);
+    const actions = form.querySelector(".actions:last-of-type") ?? form.lastElementChild;
+    if (actions) actions.before(box);
+    else form.append(box);
+  }
+  first?.focus();
+}
+
+async function submitted(event) {
+  const form = event.target.closest("form[data-api]");
+  if (!form) return;
+  event.preventDefault();
+  const { confirmTitle, confirmText, confirmAction: label } = form.dataset;
+  if (confirmTitle && !(await confirmAction({ title: confirmTitle, text: confirmText, action: label }))) return;
+  clearProblems(form);
+  const button = event.submitter ?? form.querySelector("[type=submit]");
+  button?.setAttribute("aria-busy", "true");
+  try {
+    const method = form.dataset.method || "POST";
+    const json = method === "DELETE" ? undefined : valuesOf(form);
+    const result = await api(form.dataset.api, { method, json });
+    form.dispatchEvent(new CustomEvent("api:done", { bubbles: true, detail: result }));
+    after(form, result);
+  } catch (problem) {
+    showProblems(form, problem);
+  } finally {
+    button?.removeAttribute("aria-busy");
+  }
+}
+
+function after(form, result) {
+  const then = form.dataset.then ?? "";
+  if (then === "reload") location.reload();
+  else if (then.startsWith("/")) location.assign(then.replace("{id}", result?.id ?? ""));
+  else form.closest("dialog")?.close();
+  if (form.dataset.done) toast(form.dataset.done, { kind: "good" });
+}
+
+export function wireForms() {
+  document.addEventListener("submit", submitted);
+}

@@ -1,0 +1,114 @@
+/** One dataset: adding pictures, captions in place, removing pictures, counts that keep up. */
+
+import { api } from "./api.js";
+import { wireCaptions } from "./caption-editor.js";
+import { confirmAction } from "./dialog.js";
+import { on, watch } from "./live.js";
+import { toastProblem } from "./toast.js";
+import { filesOfDrop, Uploads } from "./upload.js";
+
+const page = document.getElementById("dataset");
+const pictures = document.getElementById("pictures");
+const counts = document.getElementById("counts");
+let timer = 0;
+
+function refreshCounts() {
+  clearTimeout(timer);
+  timer = setTimeout(() => {
+    counts.hidden = false;
+    htmx.trigger(counts, "refresh");
+  }, 300);
+}
+
+function refreshPictures() {
+  // Never under the hands of someone who types.
+  if (pictures.contains(document.activeElement) && document.activeElement.matches("textarea")) return;
+  htmx.trigger(pictures, "refresh");
+}
+
+function wireUpload() {
+  const uploads = new Uploads({
+    url: page.dataset.upload,
+    list: document.getElementById("uploads"),
+    panel: document.getElementById("upload-panel"),
+    title: document.getElementById("upload-title"),
+    retry: document.getElementById("upload-retry"),
+    onAdded: () => {
+      document.getElementById("drop").hidden = true;
+      refreshCounts();
+      refreshPictures();
+    },
+  });
+  document.getElementById("upload-close").addEventListener("click", () => uploads.close());
+  for (const id of ["files", "folder"]) {
+    const input = document.getElementById(id);
+    input.addEventListener("change", () => {
+      uploads.add([...input.files]);
+      input.value = "";
+    });
+  }
+  document.addEventListener("click", (event) => {
+    const chooser = event.target.closest("[data-choose]");
+    if (chooser) document.getElementById(chooser.dataset.choose).click();
+  });
+  let depth = 0;
+  const dragsFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  const leave = () => {
+    depth = 0;
+    page.classList.remove("dragging");
+  };
+  addEventListener("dragenter", (event) => {
+    if (!dragsFiles(event)) return;
+    depth += 1;
+    page.classList.add("dragging");
+  });
+  addEventListener("dragleave", () => {
+    depth -= 1;
+    if (depth <= 0) leave();
+  });
+  addEventListener("dragover", (event) => dragsFiles(event) && event.preventDefault());
+  addEventListener("drop", async (event) => {
+    if (!dragsFiles(event)) return;
+    event.preventDefault();
+    leave();
+    uploads.add(await filesOfDrop(event.dataTransfer));
+  });
+  addEventListener("beforeunload", (event) => {
+    if (uploads.running) event.preventDefault();
+  });
+}
+
+async function removePicture(button) {
+  const sure = await confirmAction({
+    title: gettext("Delete this picture?"),
+    text: interpolate(gettext("“%s” goes from this dataset, with its caption."), [button.dataset.name]),
+    action: gettext("Delete the picture"),
+  });
+  if (!sure) return;
+  const item = button.closest("li");
+  item.hidden = true;
+  try {
+    await api(button.dataset.remove, { method: "DELETE" });
+    item.remove();
+    refreshCounts();
+  } catch (problem) {
+    item.hidden = false;
+    toastProblem(problem);
+  }
+}
+
+if (page.dataset.upload) {
+  wireUpload();
+  wireCaptions(pictures);
+  pictures.addEventListener("caption:saved", refreshCounts);
+  pictures.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-remove]");
+    if (button) removePicture(button);
+  });
+}
+on(["dataset.changed"], (event) => {
+  if (String(event.id) === page.dataset.id) refreshCounts();
+});
+watch(() => {
+  if (!counts.hidden) refreshCounts();
+});

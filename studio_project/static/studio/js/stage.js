@@ -1,0 +1,141 @@
+/** The large picture of the generate page, forming or chosen, and the parameters beside it. */
+
+import { api } from "./api.js";
+import { confirmAction } from "./dialog.js";
+import { h } from "./dom.js";
+import { number } from "./format.js";
+import { toastProblem } from "./toast.js";
+import { FINAL, stateWords } from "./words.js";
+
+export class Stage {
+  constructor({ form, schedulers, onDeleted }) {
+    this.form = form;
+    this.schedulers = schedulers;
+    this.onDeleted = onDeleted;
+    this.place = document.getElementById("stage");
+    this.line = document.getElementById("stage-line");
+    this.panel = document.getElementById("parameters");
+    this.empty = document.getElementById("stage-empty");
+    this.job = null;
+    this.image = null;
+    this.following = null;
+    document.getElementById("reuse").addEventListener("click", () => this.form.reuse(this.whole()));
+    document.getElementById("reuse-seed").addEventListener("click", () => this.form.set("seed", this.image.seed));
+    document.getElementById("delete-image").addEventListener("click", () => this.remove());
+  }
+
+  /** Watch a job that was just sent: its previews, then its first picture. */
+  follow(job) {
+    this.following = job.id;
+    this.show(job, null);
+  }
+
+  /** Show a picture, or a job that has none yet. */
+  show(job, image) {
+    if (image) this.following = null;
+    this.job = job;
+    this.image = image;
+    for (const tile of document.querySelectorAll(".sitting .tile[data-image]")) {
+      tile.setAttribute("aria-current", String(Boolean(image) && tile.dataset.image === String(image.id)));
+    }
+    if (image) this.paint(image.url, job.prompt, image);
+    else if (!this.place.querySelector("img.forming")) this.place.replaceChildren(this.empty);
+    this.say();
+    this.facts();
+  }
+
+  update(job) {
+    if (this.following === job.id && job.images.length) {
+      const keep = this.following;
+      this.show(job, job.images.at(-1));
+      this.following = FINAL.has(job.status) ? null : keep;
+      return;
+    }
+    if (this.job?.id !== job.id) return;
+    this.job = job;
+    if (this.following === job.id && FINAL.has(job.status)) {
+      this.following = null;
+      this.place.replaceChildren(this.empty);
+    }
+    if (this.image && !job.images.some((image) => image.id === this.image.id)) this.show(job, job.images.at(-1) ?? null);
+    this.say();
+  }
+
+  preview(event) {
+    if (this.following !== event.id) return;
+    const picture = new Image();
+    const address = `/api/generate/${event.id}/preview?step=${event.image_index ?? 0}-${event.step ?? 0}`;
+    // Shown only once it is here, so that nothing flickers.
+    picture.addEventListener("load", () => {
+      if (this.following !== event.id) return;
+      picture.className = "forming";
+      picture.alt = gettext("The picture while it forms");
+      this.place.replaceChildren(picture);
+    });
+    picture.src = address;
+  }
+
+  paint(address, prompt, image) {
+    const old = this.place.querySelector("img");
+    if (old && old.getAttribute("src") === address) return;
+    const picture = h("img", { src: address, alt: prompt ?? "", width: image.width, height: image.height });
+    const put = () => this.place.replaceChildren(picture);
+    if (picture.complete || !old) put();
+    else picture.addEventListener("load", put, { once: true });
+  }
+
+  say() {
+    const job = this.job;
+    if (!job) return;
+    const running = !FINAL.has(job.status);
+    const parts = [h("span", { class: "muted" }, running ? stateWords(job) : "")];
+    if (job.status === "running" && job.total_steps) parts.push(h("span", { class: "muted" }, `${number(job.step)} / ${number(job.total_steps)}`));
+    this.line.replaceChildren(...parts);
+  }
+
+  whole() {
+    const { job, image } = this;
+    return { ...job, parameters: undefined, model: job.model, seed: image.seed };
+  }
+
+  facts() {
+    const { job, image } = this;
+    this.panel.hidden = !image;
+    if (!image) return;
+    document.getElementById("parameters-prompt").textContent = job.prompt;
+    const rows = [
+      [gettext("Model"), job.model.title || job.model.name],
+      [gettext("Seed"), String(image.seed)],
+      [gettext("Size"), `${image.width} × ${image.height}`],
+      [gettext("Steps"), number(job.num_inference_steps)],
+      [gettext("Guidance"), number(job.guidance_scale, 1)],
+      [gettext("Sampler"), this.schedulers[job.scheduler] ?? job.scheduler],
+      [gettext("Negative prompt"), job.negative_prompt],
+      [gettext("LoRAs"), job.loras.map((lora) => `${lora.title || lora.name} × ${lora.weight}`).join(", ")],
+    ];
+    document.getElementById("parameters-facts").replaceChildren(
+      ...rows.filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
+    );
+    document.getElementById("download").href = `${image.url}?download=1`;
+  }
+
+  async remove() {
+    const image = this.image;
+    const sure = await confirmAction({
+      title: gettext("Delete this picture?"),
+      text: gettext("The picture and its parameters go for good."),
+      action: gettext("Delete the picture"),
+    });
+    if (!sure) return;
+    try {
+      await api(`/api/images/${image.id}`, { method: "DELETE" });
+    } catch (problem) {
+      toastProblem(problem);
+      return;
+    }
+    this.place.replaceChildren(this.empty);
+    this.image = null;
+    this.panel.hidden = true;
+    this.onDeleted(image.id);
+  }
+}

@@ -1,0 +1,383 @@
+"""Watching over a child while it does a job: what both kinds of actors share.
+
+The thread that claimed a job stays with it here: it hands on what the child says, renews the lease,
+reads the control flags and the worker's own wish to end, and sees to it that the child stops. What
+a message means and what is made of the result is the actor's business.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from uuid import UUID
+
+from django.conf import settings
+from django.db import InterfaceError, OperationalError, connection
+
+from studio_project import jobs
+from studio_project.child_process import Child, Message, merge_steps
+from studio_project.device_share import Device, DeviceShare
+from studio_project.jobs import InvalidTransition, Job, JobLost
+from studio_project.models import Worker
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 0.25
+DEAD_CHILD_SECONDS = 1.0
+QUARANTINE_CRASHES = 3
+# How long a child may take to obey before its whole tree is killed.
+OBEY_SECONDS = {"cancel": 10.0, "yield": 25.0, "pause": 120.0, "keep": 600.0}
+FINAL_MESSAGES = {"done": "done", "error": "error", "stopped": "stopped"}
+
+JobT = TypeVar("JobT", bound=Job)
+OnMessage = Callable[[Message], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        kind: ``done``, ``error`` and ``stopped`` are the child's word and for the actor to act on.
+            ``crashed``: the child ended without a word and the job was queued again or failed.
+            ``lost``: the job is somebody else's; nothing may be written.
+        message: The child's last message.
+    """
+
+    kind: str
+    message: Message = field(default_factory=dict)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the job's row needs nothing more from the actor."""
+        return self.kind in ("crashed", "lost")
+
+
+# --- the worker that this process is ----------------------------------------------------------
+class _Process:
+    """The worker row, the device and the wish to end of this process."""
+
+    def __init__(self) -> None:
+        self.worker: Worker | None = None
+        self.device = Device()
+        self.stopping = threading.Event()
+        self.lock = threading.Lock()
+        self.crashed: list[UUID] = []
+        self.warm: list[str] = []
+
+
+_process = _Process()
+
+
+def serve_as(worker: Worker) -> None:
+    """Makes this process the given worker."""
+    _process.worker = worker
+    _process.device = Device(worker.device, worker.memory_bytes)
+    _process.stopping.clear()
+    _process.crashed.clear()
+
+
+def current_worker() -> Worker:
+    """The row of the worker that this process is.
+
+    Raises:
+        RuntimeError: This process is none.
+    """
+    if _process.worker is None:
+        raise RuntimeError("this process is not a worker; start one with manage.py worker")
+    return _process.worker
+
+
+def current_device() -> Device:
+    """The device of this process."""
+    return _process.device
+
+
+@contextmanager
+def device_lease(kind: str, required_bytes: int = 0) -> Iterator[DeviceShare]:
+    """Holds the device for one kind of job (``training``, ``generation``), waiting for room.
+
+    Inside ``run_queue`` the device is held already and this returns at once.
+    """
+    with _process.device.lease(kind, required_bytes) as share:
+        yield share
+
+
+def stop_worker() -> None:
+    """Asks every job of this process to give itself back, and takes no more."""
+    _process.stopping.set()
+
+
+def worker_stopping() -> bool:
+    """Whether this process is about to end."""
+    return _process.stopping.is_set()
+
+
+def note_warm(model_names: list[str]) -> None:
+    """Notes which models the engine keeps ready; the worker's next heartbeat writes it down."""
+    _process.warm = sorted(model_names)
+
+
+def warm_models() -> list[str]:
+    """The models that the engine of this process keeps ready."""
+    return _process.warm
+
+
+# --- the loop of an actor -----------------------------------------------------------------------
+def run_queue(job_class: type[JobT], run: Callable[[JobT], object]) -> None:
+    """Claims jobs one after the other until there is none or this process shall end.
+
+    Args:
+        job_class: The kind of job.
+        run: Does one. If it raises, the job fails as ``internal`` and the next one is taken.
+    """
+    kind = job_class.queue_name
+    device = _process.device
+    while not worker_stopping():
+        worker = current_worker()
+        worker.refresh_from_db()
+        job = device.take(
+            kind,
+            lambda free: jobs.claim(job_class, worker, free),  # noqa: B023
+            lambda claimed: claimed.required_bytes,
+        )
+        if job is None:
+            free = device.free_bytes(kind)
+            if free is not None:
+                jobs.note_device_busy(job_class, worker, free)
+            return
+        try:
+            _run_one(job, run)
+        finally:
+            device.give_back(kind)
+            _ring_others(job_class, device)
+
+
+def _ring_others(job_class: type[Job], device: Device) -> None:
+    """Wakes the other kinds on a device whose room they may have waited for."""
+    if device.is_cpu or worker_stopping():
+        return
+    for other in jobs.job_classes():
+        if other is not job_class:
+            jobs.ring(other.queue_name)
+
+
+def _run_one(job: JobT, run: Callable[[JobT], object]) -> None:
+    logger.info("%s starts (epoch %s)", job.label, job.epoch)
+    started = time.monotonic()
+    try:
+        run(job)
+    except (JobLost, InvalidTransition):
+        logger.warning("%s belongs to somebody else by now", job.label)
+    except Exception as error:
+        logger.exception("%s broke", job.label)
+        try:
+            job.fail("internal", exception=type(error).__name__)
+        except InvalidTransition:
+            logger.warning("%s belongs to somebody else by now", job.label)
+    logger.info("%s left after %.1f s", job.label, time.monotonic() - started)
+
+
+def supervise(job: Job, child: Child, request: dict[str, Any], *, on_message: OnMessage) -> Outcome:
+    """Lets a child do a job and stays with it until the end.
+
+    ``step`` messages reach ``on_message`` at most four times a second and always the last; each
+    carries under ``history`` all steps since the one before. A database that is away is waited for
+    as long as the lease holds, and the message is then handed over again.
+
+    Args:
+        job: The claimed job.
+        child: A running child; an engine stays alive for the next job, a trainer ends itself.
+        request: What it shall do.
+        on_message: Called with every message but the last. ``JobLost`` from it ends the run.
+
+    Returns:
+        How the run ended. After ``crashed`` and ``lost`` the child is dead.
+    """
+    return _Supervision(job, child, on_message).run(request)
+
+
+class _Supervision:
+    """One run: the clocks that tick beside it and what was asked of the child."""
+
+    def __init__(self, job: Job, child: Child, on_message: OnMessage) -> None:
+        self.job = job
+        self.child = child
+        self.on_message = on_message
+        now = time.monotonic()
+        self.heard_at = self.renewed_at = self.looked_at = now
+        self.progress_at = 0.0
+        self.held: Message | None = None
+        self.asked = ""
+        self.asked_at = 0.0
+
+    def run(self, request: dict[str, Any]) -> Outcome:
+        """See ``supervise``."""
+        try:
+            self.child.start_log()
+            self.child.send({"cmd": "run", "request": request})
+            outcome = self._loop()
+            self._hand_over_held()
+            if not outcome.settled:
+                self._with_database(lambda: self.job.renew_lease(log_tail=self._log_tail()))
+        except (JobLost, InvalidTransition):
+            logger.warning("%s is lost; its child is killed", self.job.label)
+            self.child.kill()
+            return Outcome("lost")
+        except BaseException:
+            self.child.kill()
+            raise
+        if outcome.kind == "crashed":
+            outcome = self._settle_crash(outcome)
+        else:
+            _note_end(self.job, crashed=False)
+        return outcome
+
+    def _loop(self) -> Outcome:
+        while True:
+            message = self.child.messages.get(self._pause())
+            now = time.monotonic()
+            if message is not None:
+                self.heard_at = now
+                if message["type"] in FINAL_MESSAGES:
+                    return Outcome(FINAL_MESSAGES[message["type"]], message)
+                self._take(message, now)
+            self._hand_over_held(only_if_due=True)
+            self._tick(now)
+            ended = self._ended(now) if message is None else None
+            if ended is not None:
+                return ended
+
+    def _pause(self) -> float:
+        """How long nothing needs to be done unless the child speaks."""
+        return PROGRESS_SECONDS if self.held else min(0.25, settings.STUDIO_CONTROL_SECONDS)
+
+    # --- what the child says -----------------------------------------------------------------
+    def _take(self, message: Message, now: float) -> None:
+        if message["type"] == "step":
+            self.held = merge_steps(self.held, message) if self.held else message
+        else:
+            self._hand_over_held()
+            self._with_database(lambda: self.on_message(message))
+
+    def _hand_over_held(self, *, only_if_due: bool = False) -> None:
+        """Hands the latest progress to the actor; its turn comes four times a second."""
+        due = time.monotonic() - self.progress_at >= PROGRESS_SECONDS
+        if self.held is None or (only_if_due and not due):
+            return
+        message, self.held = self.held, None
+        self.progress_at = time.monotonic()
+        self._with_database(lambda: self.on_message(message))
+
+    # --- the clocks --------------------------------------------------------------------------
+    def _tick(self, now: float) -> None:
+        if now - self.renewed_at >= settings.STUDIO_HEARTBEAT_SECONDS:
+            self._with_database(lambda: self.job.renew_lease(log_tail=self._log_tail()))
+            self.renewed_at = now
+        if now - self.looked_at >= settings.STUDIO_CONTROL_SECONDS:
+            self.looked_at = now
+            self._with_database(self._read_flags)
+
+    def _read_flags(self) -> None:
+        flags = (
+            type(self.job)
+            .objects.running()
+            .filter(pk=self.job.pk, epoch=self.job.epoch)
+            .values_list("cancel_requested", "stop_requested")
+            .first()
+        )
+        if flags is None:
+            raise JobLost(self.job.label)
+        cancel, stop = flags
+        wish = "cancel" if cancel else stop or ("yield" if worker_stopping() else "")
+        if wish and wish != self.asked:
+            logger.info("%s is asked to stop (%s)", self.job.label, wish)
+            self.asked, self.asked_at = wish, time.monotonic()
+            self.child.send({"cmd": "stop", "how": wish})
+
+    def _with_database(self, action: Callable[[], None]) -> None:
+        """Does something with the database, again and again while the database is away.
+
+        Raises:
+            JobLost: The lease has run out meanwhile.
+        """
+        while True:
+            try:
+                action()
+                return
+            except (OperationalError, InterfaceError) as error:
+                if connection.in_atomic_block:
+                    raise
+                connection.close()
+                if time.monotonic() - self.renewed_at > settings.STUDIO_LEASE_SECONDS:
+                    raise JobLost(self.job.label) from error
+                logger.warning("%s: the database is away: %s", self.job.label, error)
+                time.sleep(random.uniform(0.5, 1.5))  # noqa: S311
+
+    # --- ends that the child does not announce -----------------------------------------------
+    def _ended(self, now: float) -> Outcome | None:
+        if self.child.messages.finished or (
+            not self.child.alive and now - self.heard_at > DEAD_CHILD_SECONDS
+        ):
+            status = self.child.kill()
+            logger.warning("%s: its child ended with status %s", self.job.label, status)
+            return self._without_word("exit", status)
+        if self.asked and now - self.asked_at > OBEY_SECONDS[self.asked]:
+            logger.warning("%s: its child did not obey %s", self.job.label, self.asked)
+            self.child.kill()
+            return self._without_word("disobeyed", None)
+        if now - self.heard_at > settings.STUDIO_CHILD_SILENCE_SECONDS:
+            logger.warning("%s: its child has been silent for too long", self.job.label)
+            self.child.kill()
+            return self._without_word("silent", None)
+        return None
+
+    def _without_word(self, reason: str, status: int | None) -> Outcome:
+        """A child that died while it was to stop has stopped; else it has crashed."""
+        if self.asked in ("cancel", "yield", "pause"):
+            return Outcome("stopped", {"type": "stopped", "how": self.asked, "reason": reason})
+        return Outcome("crashed", {"type": "crashed", "reason": reason, "status": status})
+
+    def _settle_crash(self, outcome: Outcome) -> Outcome:
+        _note_end(self.job, crashed=True)
+        try:
+            self.job.settle_crashed(log_tail=self._log_tail())
+        except InvalidTransition:
+            return Outcome("lost", outcome.message)
+        return outcome
+
+    def _log_tail(self) -> str:
+        return self.child.log_tail()[-jobs.LOG_TAIL_CHARACTERS :]
+
+
+def _note_end(job: Job, *, crashed: bool) -> None:
+    """Counts children that crash on different jobs in a row; the third puts the worker aside."""
+    worker = _process.worker
+    if worker is None:
+        return
+    with _process.lock:
+        if not crashed:
+            _process.crashed.clear()
+        elif job.pk not in _process.crashed:
+            _process.crashed.append(job.pk)
+        streak = len(_process.crashed)
+    if streak == worker.crash_streak:
+        return
+    worker.crash_streak = streak
+    rows = Worker.objects.filter(pk=worker.pk)
+    rows.update(crash_streak=streak)
+    if streak >= QUARANTINE_CRASHES:
+        rows.update(quarantined=True)
+        logger.error("children crashed on %s jobs in a row: this worker takes no more", streak)
+
+
+def forget_crashes() -> None:
+    """Begins to count anew; an administrator has released the worker."""
+    with _process.lock:
+        _process.crashed.clear()

@@ -1,0 +1,56 @@
+"""Where queued jobs stand and why they wait, as things are now. It changes nothing."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from django.conf import settings
+
+from studio_project.jobs import Job, queue_order
+from studio_project.jobs.workers import LIVE_HEARTBEATS, can_hold, live_workers
+from studio_project.models import Worker, seen_since
+
+
+class Waiting:
+    """Where queued jobs stand and why they wait, looked up once for a whole list."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, dict[UUID, int]] = {}
+        self._able: dict[str, list[Worker]] = {}
+        self._present: list[Worker] | None = None
+
+    def position(self, job: Job) -> int | None:
+        """Return the place in the queue, the next one being 1; None when not queued."""
+        if job.status != Job.Status.QUEUED:
+            return None
+        if job.queue_name not in self._places:
+            order = queue_order(type(job))
+            self._places[job.queue_name] = {pk: place for place, pk in enumerate(order, start=1)}
+        return self._places[job.queue_name].get(job.pk)
+
+    def reason(self, job: Job) -> str:
+        """Return why a queued job waits as things stand now; empty when it is not queued."""
+        if job.status != Job.Status.QUEUED:
+            return ""
+        reasons = Job.WaitingReason
+        name = job.queue_name
+        if name not in self._able:
+            self._able[name] = live_workers(name)
+        if any(can_hold(worker, job.required_bytes) for worker in self._able[name]):
+            busy = job.waiting_reason == reasons.DEVICE_BUSY
+            return str(reasons.DEVICE_BUSY if busy else reasons.BEHIND_JOBS)
+        refusing = any(name in worker.queues for worker in self._seen())
+        return str(reasons.QUEUE_PAUSED if refusing and not self._able[name] else reasons.NO_WORKER)
+
+    def _seen(self) -> list[Worker]:
+        """Return the workers that live, whether they take work or not."""
+        if self._present is None:
+            self._present = list(seen_workers())
+        return self._present
+
+
+def seen_workers() -> list[Worker]:
+    """Return the workers that were seen lately and have not stopped."""
+    since = seen_since(LIVE_HEARTBEATS * settings.STUDIO_HEARTBEAT_SECONDS)
+    rows = Worker.objects.filter(last_seen_at__gte=since)
+    return list(rows.exclude(state=Worker.State.STOPPED).order_by("name"))

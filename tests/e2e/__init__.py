@@ -1,0 +1,1 @@
+"""Real processes: server, Redis, worker, children with torch, and a browser."""

@@ -1,0 +1,108 @@
+"""Whatever is killed in the middle of a training, the result is the same, once."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+
+from studio_project.management.demo_client import DemoClient
+from tests.e2e import work
+from tests.e2e.site import Site, poll
+
+
+@pytest.fixture(scope="module")
+def own_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A site that these tests may break."""
+    running = Site(tmp_path_factory.mktemp("faults"), STUDIO_CHECKPOINT_SECONDS="1")
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def client(own_site: Site) -> DemoClient:
+    return own_site.user()
+
+
+@pytest.fixture(scope="module")
+def dataset(client: DemoClient) -> int:
+    return work.dataset(client)
+
+
+@pytest.fixture(scope="module")
+def unbroken(client: DemoClient, dataset: int) -> dict[str, np.ndarray]:
+    """The weights of a run that nothing disturbed."""
+    job = work.start_training(client, dataset)
+    state = work.finished(client, f"/api/training/{job}/progress")
+    assert state["status"] == "completed", state
+    return work.weights(client, state["output_model"]["id"])
+
+
+def _kill(needle: str) -> Callable[[Site], None]:
+    def kill(site: Site) -> None:
+        victims = site.processes(needle)
+        assert victims, f"no process {needle!r}"
+        for victim in victims:
+            victim.send_signal(signal.SIGKILL)
+
+    return kill
+
+
+def _flush(site: Site) -> None:
+    url = (site.folder / "data" / "redis.url").read_text().strip()
+    with redis.Redis.from_url(url) as store:
+        store.flushall()
+
+
+FAULTS = {
+    "trainer": _kill("training_app.trainer"),
+    "worker": _kill("manage.py worker"),
+    "web": _kill("daphne"),
+    "redis emptied": _flush,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_a_training_survives_bit_for_bit_and_registers_once(
+    fault: Callable[[Site], None],
+    own_site: Site,
+    client: DemoClient,
+    dataset: int,
+    unbroken: dict[str, np.ndarray],
+) -> None:
+    job = work.start_training(client, dataset)
+
+    def in_the_middle() -> Any:
+        return 8 <= work.training(client, job)["step"] < 36
+
+    poll(in_the_middle, seconds=120, what="a training in the middle")
+    fault(own_site)
+    poll(lambda: own_site.answers("/readyz"), seconds=60, what="the site ready again")
+    state = work.finished(client, f"/api/training/{job}/progress")
+    assert state["status"] == "completed", state
+    got = work.weights(client, state["output_model"]["id"])
+    assert got.keys() == unbroken.keys()
+    assert all(np.array_equal(got[name], unbroken[name]) for name in got)
+    models = client.call("GET", "/api/models/?owner=me&limit=200")["results"]
+    assert [m["name"] for m in models].count(state["output_model"]["name"]) == 1
+    assert sum(m["name"].endswith(job[:8]) for m in models) == 1
+
+
+def test_what_changes_meanwhile_changes_nothing(
+    client: DemoClient, unbroken: dict[str, np.ndarray]
+) -> None:
+    own = work.dataset(client)
+    job = work.start_training(client, own)
+    images = client.call("GET", f"/api/datasets/{own}/images/")["results"]
+    first, second = images[0]["id"], images[1]["id"]
+    client.call("PATCH", f"/api/datasets/{own}/images/{first}", {"caption": "something else"})
+    client.call("DELETE", f"/api/datasets/{own}/images/{second}")
+    state = work.finished(client, f"/api/training/{job}/progress")
+    assert state["status"] == "completed", state
+    got = work.weights(client, state["output_model"]["id"])
+    assert all(np.array_equal(got[name], unbroken[name]) for name in got)

@@ -1,0 +1,196 @@
+"""A tiny base model, LoRA files made for it, and a line that remembers what is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models_app.inspection import sha256_of
+from tests.tiny import make_tiny_sd
+
+UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
+
+
+class Recorder:
+    """Stands for the line to the worker."""
+
+    def __init__(self, stop_when: Callable[[list[dict[str, Any]]], str | None] | None = None):
+        self.messages: list[dict[str, Any]] = []
+        self._stop_when = stop_when
+
+    def send(self, message_type: str, /, **fields: Any) -> None:
+        self.messages.append({"type": message_type, **fields})
+
+    def stop_requested(self) -> str | None:
+        return self._stop_when(self.messages) if self._stop_when else None
+
+    def of(self, message_type: str) -> list[dict[str, Any]]:
+        return [message for message in self.messages if message["type"] == message_type]
+
+
+def make_lora(
+    base: Path,
+    path: Path,
+    *,
+    rank: int = 4,
+    alpha: int = 7,
+    seed: int = 1,
+    text: bool = False,
+    kind: str = "sd1",
+) -> Path:
+    """Write a LoRA with random weights that plain diffusers loads, alpha and all."""
+    import torch
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    from models_app.loading import load_pipeline
+
+    pipe = load_pipeline(base, kind)
+    states, metadata = {}, {}
+    wanted = {"unet": UNET_TARGETS, **({"text_encoder": TEXT_TARGETS} if text else {})}
+    generator = torch.Generator().manual_seed(seed)
+    for component, targets in wanted.items():
+        network = getattr(pipe, component)
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
+        network.add_adapter(config)
+        for name, parameter in network.named_parameters():
+            if "lora_" in name:
+                parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+        states[component] = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
+        metadata[component] = config.to_dict()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = {}
+    if text:
+        options = {
+            "text_encoder_lora_layers": states["text_encoder"],
+            "text_encoder_lora_adapter_metadata": metadata["text_encoder"],
+        }
+    pipe.save_lora_weights(
+        path.parent,
+        weight_name=path.name,
+        unet_lora_layers=states["unet"],
+        unet_lora_adapter_metadata=metadata["unet"],
+        **options,
+    )
+    return path
+
+
+def make_tiny_sdxl(folder: Path, tokenizer_folder: Path) -> Path:
+    """Write a tiny SDXL pipeline: two text encoders, pooled embeddings, time ids."""
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        EulerDiscreteScheduler,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+    )
+
+    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
+    text_config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        projection_dim=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        pipe = StableDiffusionXLPipeline(
+            unet=UNet2DConditionModel(
+                sample_size=8,
+                block_out_channels=(32, 64),
+                layers_per_block=1,
+                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+                attention_head_dim=(2, 4),
+                use_linear_projection=True,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=6 * 8 + 32,
+                cross_attention_dim=64,
+                norm_num_groups=8,
+            ),
+            vae=AutoencoderKL(
+                block_out_channels=(8, 8, 16, 16),
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                layers_per_block=1,
+                latent_channels=4,
+                norm_num_groups=4,
+            ),
+            text_encoder=CLIPTextModel(text_config),
+            text_encoder_2=CLIPTextModelWithProjection(text_config),
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer,
+            scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear"),
+        )
+    pipe.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion pipeline of 64×64 pixels."""
+    return make_tiny_sd(tmp_path_factory.mktemp("engine") / "base")
+
+
+@pytest.fixture(scope="session")
+def lora(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA whose alpha is not its rank."""
+    return make_lora(base, tmp_path_factory.mktemp("loras") / "one.safetensors")
+
+
+@pytest.fixture(scope="session")
+def text_lora(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA that reaches the text encoder too."""
+    folder = tmp_path_factory.mktemp("loras")
+    return make_lora(base, folder / "text.safetensors", rank=3, alpha=5, seed=2, text=True)
+
+
+@pytest.fixture
+def order(base: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Make a request as the worker sends it."""
+
+    def make(*, loras: list[tuple[Path, float]] | None = None, **changes: Any) -> dict[str, Any]:
+        return {
+            "job_id": "0000",
+            "mode": "text-to-image",
+            "base_folder": str(base),
+            "base_sha256": "b" * 64,
+            "architecture": "sd1",
+            "model_name": "Tiny",
+            "prompt": "a cat",
+            "negative_prompt": "",
+            "width": 64,
+            "height": 64,
+            "num_inference_steps": 3,
+            "guidance_scale": 5.0,
+            "scheduler": "ddim",
+            "clip_skip": 0,
+            "seeds": [11],
+            "output_folder": str(tmp_path / "out"),
+            "device": "cpu",
+            "threads": 1,
+            "preview": False,
+            "metadata": {},
+            "loras": [
+                {"path": str(p), "sha256": sha256_of(p), "weight": w, "name": p.stem}
+                for p, w in loras or []
+            ],
+        } | changes
+
+    return make

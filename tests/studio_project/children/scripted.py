@@ -1,0 +1,63 @@
+"""A child that does what its request says, with the protocol of the real ones."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+from studio_project.child_protocol import Channel, ChildError, run_child
+
+
+def handle(channel: Channel, request: dict[str, Any]) -> None:
+    for action in request["actions"]:
+        name, argument = action["do"], action.get("with")
+        if name == "steps":
+            for step in range(1, argument + 1):
+                channel.send("step", step=step, total_steps=argument, loss=0.5)
+        elif name == "send":
+            channel.send(argument.pop("type"), **argument)
+        elif name == "print":
+            print(argument)
+        elif name == "raw":
+            os.write(channel._out_fd, argument.encode())
+        elif name == "log":
+            sys.stderr.write(argument)
+        elif name == "exit":
+            os._exit(argument)
+        elif name == "raise":
+            raise ChildError(argument, number=3)
+        elif name == "oom":
+            raise MemoryError
+        elif name == "hang":
+            time.sleep(600)
+        elif name == "deaf":
+            import signal
+
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            channel.send("phase", phase="deaf")
+            time.sleep(600)
+        elif name == "grandchild":
+            started = subprocess.Popen(
+                [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True
+            )
+            channel.send("phase", phase="forked", pid=started.pid)
+        elif name == "wait":
+            while channel.stop_requested() is None:
+                time.sleep(0.01)
+            channel.send("stopped", how=channel.stop_requested(), step=7)
+            return
+        elif name == "environment":
+            channel.send("phase", phase="environment", names=sorted(os.environ))
+    channel.send("done", outputs={}, metrics={})
+
+
+def release(channel: Channel) -> None:
+    channel.send("warm", models=[])
+
+
+if __name__ == "__main__":
+    once = "--once" in sys.argv
+    sys.exit(run_child(handle, once=once, commands={"release": release}))

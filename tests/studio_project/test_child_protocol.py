@@ -1,0 +1,70 @@
+"""The child's half: what it may say, and what its errors become."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from studio_project import child_protocol
+from studio_project.child_protocol import Channel, ChildError, error_of
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named like torch's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ChildError("checkpoint_gone"), "checkpoint_gone"),
+        (MemoryError(), "out_of_memory"),
+        (OutOfMemoryError(), "out_of_memory"),
+        (OSError(errno.ENOSPC, "full"), "disk_full"),
+        (OSError(errno.ENOENT, "missing"), "internal"),
+        (KeyError("x"), "internal"),
+    ],
+)
+def test_an_exception_becomes_a_code(error: Exception, code: str) -> None:
+    assert error_of(error)[0] == code
+
+
+def test_a_message_is_finite_and_of_bounded_size() -> None:
+    read, write = os.pipe()
+    channel = Channel()
+    channel._out_fd = write
+    with pytest.raises(ValueError, match="JSON"):
+        channel.send("step", loss=float("nan"))
+    with pytest.raises(ValueError, match="bytes"):
+        channel.send("preview", data="x" * child_protocol.MAX_LINE_BYTES)
+    channel.send("step", loss=0.25)
+    assert os.read(read, 100) == b'{"type":"step","loss":0.25}\n'
+    os.close(read)
+    os.close(write)
+
+
+def test_only_rank_0_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    Channel().send("step", step=1)  # it has no line to write to
+
+
+def test_a_cancel_is_not_softened() -> None:
+    channel = Channel()
+    channel._ask_stop("cancel")
+    channel._ask_stop("yield")
+    assert channel.stop_requested() == "cancel"
+
+
+def test_the_protocol_needs_the_standard_library_only() -> None:
+    script = (
+        "import sys; before = set(sys.modules); import studio_project.child_protocol;"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before};"
+        "print(sorted(new - set(sys.stdlib_module_names) - {'studio_project'}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

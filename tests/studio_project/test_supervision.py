@@ -1,0 +1,318 @@
+"""Watching over a child: what reaches the actor, and every way in which a run can end."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connection
+
+from generation_app.models import GenerationJob
+from studio_project import jobs, supervision
+from studio_project.child_process import Child
+from studio_project.jobs import Job, JobLost
+from studio_project.models import User, Worker
+from studio_project.supervision import Outcome, run_queue, supervise
+from tests.studio_project.conftest import wait_until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+MakeJob = Callable[..., GenerationJob]
+Action = tuple[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def _quick(settings: Any) -> None:
+    settings.STUDIO_CONTROL_SECONDS = 0.05
+    settings.STUDIO_HEARTBEAT_SECONDS = 0.1
+    settings.STUDIO_LEASE_SECONDS = 30.0
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    started = Child([sys.executable, "-m", "tests.studio_project.children.scripted"])
+    yield started
+    started.kill()
+
+
+def request(*actions: Action) -> dict[str, Any]:
+    return {"actions": [{"do": name, "with": argument} for name, argument in actions]}
+
+
+def claim(make_job: MakeJob, owner: User, worker: Worker) -> GenerationJob:
+    make_job(owner)
+    job = jobs.claim(GenerationJob, worker)
+    assert job is not None
+    return job
+
+
+def in_background(work: Callable[[], None]) -> threading.Thread:
+    def run() -> None:
+        try:
+            work()
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def ignore(message: dict[str, Any]) -> None:
+    """Take no interest in what a child says."""
+
+
+def test_a_run_that_is_done(
+    alice: User, make_job: MakeJob, serving: Worker, child: Child
+) -> None:
+    job = claim(make_job, alice, serving)
+    heard: list[dict[str, Any]] = []
+    outcome = supervise(
+        job, child, request(("print", "hello"), ("steps", 300)), on_message=heard.append
+    )
+    assert outcome.kind == "done"
+    assert outcome.message["outputs"] == {}
+    steps = [message for message in heard if message["type"] == "step"]
+    assert steps[-1]["step"] == 300
+    assert [one["step"] for step in steps for one in step["history"]] == list(range(1, 301))
+    job.refresh_from_db()
+    assert job.status == Job.Status.RUNNING  # what is made of the result is the actor's business
+    assert "hello" in job.log_tail
+    assert child.alive
+
+
+def test_progress_comes_at_most_four_times_a_second(
+    alice: User, make_job: MakeJob, serving: Worker, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "PROGRESS_SECONDS", 60.0)
+    monkeypatch.setattr(supervision.time, "monotonic", lambda: 1000.0)
+    job = claim(make_job, alice, serving)
+    heard: list[dict[str, Any]] = []
+    script = request(("steps", 5), ("send", {"type": "phase", "phase": "saving"}), ("steps", 9))
+    supervise(job, child, script, on_message=heard.append)
+    told = [(message["type"], message.get("step")) for message in heard if message["type"] != "ready"]
+    # Before a phase and before the end it comes in any case, for the order is kept.
+    assert told[-2:] == [("phase", None), ("step", 9)]
+
+
+def test_one_jobs_log_is_not_the_next_ones(
+    alice: User, bob: User, make_job: MakeJob, serving: Worker, child: Child
+) -> None:
+    supervise(
+        claim(make_job, alice, serving), child, request(("print", "secret")), on_message=ignore
+    )
+    job = claim(make_job, bob, serving)
+    supervise(job, child, request(("print", "mine")), on_message=ignore)
+    job.refresh_from_db()
+    assert "secret" not in job.log_tail
+
+
+def test_the_lease_is_renewed_and_the_log_written_meanwhile(
+    alice: User, make_job: MakeJob, serving: Worker, child: Child
+) -> None:
+    job = claim(make_job, alice, serving)
+    first = job.lease_expires_at
+
+    def renewed() -> bool:
+        row = GenerationJob.objects.get(pk=job.pk)
+        return row.lease_expires_at > first and "working" in row.log_tail
+
+    def watch() -> None:
+        try:
+            wait_until(renewed)
+        finally:
+            GenerationJob.objects.get(pk=job.pk).request_cancel()
+
+    watcher = in_background(watch)
+    outcome = supervise(job, child, request(("print", "working"), ("wait", 0)), on_message=ignore)
+    watcher.join()
+    assert (outcome.kind, outcome.message["how"]) == ("stopped", "cancel")
+    job.settle_stopped("cancel")
+    assert job.status == Job.Status.CANCELED
+
+
+@pytest.mark.parametrize("how", ["pause", "keep"])
+def test_a_flag_on_the_row_reaches_the_child(
+    how: str, alice: User, make_job: MakeJob, serving: Worker, child: Child
+) -> None:
+    job = claim(make_job, alice, serving)
+    job.request_stop(how)
+    outcome = supervise(job, child, request(("wait", 0)), on_message=ignore)
+    assert (outcome.kind, outcome.message["how"]) == ("stopped", how)
+
+
+def test_a_worker_that_ends_gives_its_job_back(
+    alice: User, make_job: MakeJob, serving: Worker, child: Child
+) -> None:
+    job = claim(make_job, alice, serving)
+    supervision.stop_worker()
+    outcome = supervise(job, child, request(("wait", 0)), on_message=ignore)
+    assert (outcome.kind, outcome.message["how"]) == ("stopped", "yield")
+    job.settle_stopped("yield")
+    assert (job.status, job.crash_count) == (Job.Status.QUEUED, 0)
+
+
+def test_a_child_that_does_not_obey_is_killed(
+    alice: User, make_job: MakeJob, serving: Worker, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(supervision.OBEY_SECONDS, "cancel", 0.3)
+    job = claim(make_job, alice, serving)
+    job.request_cancel()
+    outcome = supervise(job, child, request(("deaf", 0)), on_message=ignore)
+    assert (outcome.kind, outcome.message["how"]) == ("stopped", "cancel")
+    assert not child.alive
+
+
+def test_a_crash_queues_the_job_again_with_the_log(
+    alice: User, make_job: MakeJob, serving: Worker, child: Child
+) -> None:
+    job = claim(make_job, alice, serving)
+    outcome = supervise(job, child, request(("log", "boom\n"), ("exit", 3)), on_message=ignore)
+    assert (outcome.kind, outcome.settled) == ("crashed", True)
+    job.refresh_from_db()
+    assert (job.status, job.crash_count) == (Job.Status.QUEUED, 1)
+    assert "boom" in job.log_tail
+
+
+def test_a_child_that_is_silent_for_too_long_has_crashed(
+    alice: User, make_job: MakeJob, serving: Worker, child: Child, settings: Any
+) -> None:
+    settings.STUDIO_CHILD_SILENCE_SECONDS = 1.0
+    job = claim(make_job, alice, serving)
+    outcome = supervise(job, child, request(("hang", 0)), on_message=ignore)
+    assert (outcome.kind, outcome.message["reason"]) == ("crashed", "silent")
+    assert not child.alive
+
+
+def test_a_job_that_somebody_else_has_ends_the_child(
+    alice: User, make_job: MakeJob, serving: Worker, child: Child
+) -> None:
+    job = claim(make_job, alice, serving)
+    GenerationJob.objects.filter(pk=job.pk).update(epoch=job.epoch + 1, step=5)
+    outcome = supervise(job, child, request(("wait", 0)), on_message=ignore)
+    assert outcome.kind == "lost"
+    assert not child.alive
+    job.refresh_from_db()
+    assert (job.step, job.status) == (5, Job.Status.RUNNING)
+
+
+def test_an_actor_that_notices_the_loss_itself_ends_the_run(
+    alice: User, make_job: MakeJob, serving: Worker, child: Child
+) -> None:
+    def lose(message: dict[str, Any]) -> None:
+        raise JobLost("gone")
+
+    job = claim(make_job, alice, serving)
+    outcome = supervise(job, child, request(("steps", 3), ("wait", 0)), on_message=lose)
+    assert outcome.kind == "lost"
+    assert not child.alive
+
+
+def test_a_database_that_is_away_for_a_moment_costs_nothing(
+    alice: User, make_job: MakeJob, serving: Worker, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision.random, "uniform", lambda low, high: 0.01)
+    job = claim(make_job, alice, serving)
+    refusals = iter(range(3))
+    heard: list[str] = []
+
+    def away_at_first(message: dict[str, Any]) -> None:
+        if message["type"] == "checkpoint" and next(refusals, None) is not None:
+            raise OperationalError("server closed the connection unexpectedly")
+        heard.append(message["type"])
+
+    script = request(("send", {"type": "checkpoint", "step": 1}))
+    assert supervise(job, child, script, on_message=away_at_first).kind == "done"
+    assert heard.count("checkpoint") == 1
+
+
+def test_a_database_that_is_away_for_longer_than_the_lease_ends_the_run(
+    alice: User,
+    make_job: MakeJob,
+    serving: Worker,
+    child: Child,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Any,
+) -> None:
+    monkeypatch.setattr(supervision.random, "uniform", lambda low, high: 0.01)
+    settings.STUDIO_LEASE_SECONDS = 0.3
+    job = claim(make_job, alice, serving)
+
+    def away(message: dict[str, Any]) -> None:
+        raise OperationalError("server closed the connection unexpectedly")
+
+    assert supervise(job, child, request(("steps", 1)), on_message=away).kind == "lost"
+    assert not child.alive
+
+
+def test_three_jobs_in_a_row_whose_children_crash_put_the_worker_aside(
+    alice: User, make_job: MakeJob, serving: Worker
+) -> None:
+    def crash() -> None:
+        job = claim(make_job, alice, serving)
+        job.move(Job.Status.FAILED, from_=["running"], epoch=job.epoch, error_code="worker_lost")
+        supervision._note_end(job, crashed=True)
+
+    crash()
+    crash()
+    job = claim(make_job, alice, serving)
+    supervision._note_end(job, crashed=False)  # one that went well
+    job.fail("internal")
+    for _ in range(2):
+        crash()
+    serving.refresh_from_db()
+    assert (serving.crash_streak, serving.quarantined) == (2, False)
+    crash()
+    serving.refresh_from_db()
+    assert serving.quarantined
+    make_job(alice)
+    assert jobs.claim(GenerationJob, serving) is None
+
+
+def test_the_loop_goes_on_after_a_job_that_broke(
+    alice: User, bob: User, make_job: MakeJob, serving: Worker
+) -> None:
+    broken, fine = make_job(alice), make_job(bob)
+    done: list[Any] = []
+
+    def run(job: GenerationJob) -> None:
+        if job == broken:
+            raise KeyError("oh")
+        done.append(job)
+        job.move(Job.Status.COMPLETED, from_=["running"], epoch=job.epoch)
+
+    run_queue(GenerationJob, run)
+    assert done == [fine]
+    broken.refresh_from_db()
+    assert (broken.status, broken.error_code) == (Job.Status.FAILED, "internal")
+    assert not supervision.current_device().busy
+
+
+def test_the_loop_ends_when_the_worker_shall(
+    alice: User, make_job: MakeJob, serving: Worker
+) -> None:
+    for _ in range(3):
+        make_job(alice)
+    seen: list[Any] = []
+
+    def run(job: GenerationJob) -> None:
+        seen.append(job)
+        supervision.stop_worker()
+        job.settle_stopped("yield")
+
+    run_queue(GenerationJob, run)
+    assert len(seen) == 1
+    assert GenerationJob.objects.queued().count() == 3
+
+
+def test_an_outcome_says_whether_the_row_needs_anything_more() -> None:
+    assert [Outcome(kind).settled for kind in ("done", "error", "stopped", "crashed", "lost")] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]

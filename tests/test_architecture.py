@@ -1,0 +1,73 @@
+"""Rules of the house that no single module can keep."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("studio_project", "datasets_app", "models_app", "training_app", "generation_app")
+SOURCES = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+
+
+def _modules_after(statement: str, *prefixes: str) -> str:
+    check = (
+        f"import sys; {statement}; "
+        f"print([name for name in sys.modules if name.split('.')[0] in {prefixes!r}][:3])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error::SyntaxWarning", "-c", check],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_site_does_not_load_torch() -> None:
+    heavy = ("torch", "diffusers", "transformers", "peft", "accelerate")
+    assert _modules_after("import studio_project.asgi", *heavy) == "[]"
+
+
+def test_a_worker_does_not_load_torch() -> None:
+    start = (
+        "import os, django; os.environ['DJANGO_SETTINGS_MODULE'] = 'studio_project.settings'; "
+        "django.setup(); import training_app.actors, generation_app.actors"
+    )
+    assert _modules_after(start, "torch", "diffusers", "transformers") == "[]"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "training_app.trainer.loop",
+        "generation_app.engine.generate",
+        "models_app.loading",
+        "models_app.inspection",
+        "studio_project.child_protocol",
+    ],
+)
+def test_engines_do_not_load_django(module: str) -> None:
+    assert _modules_after(f"import {module}", "django", "rest_framework", "dramatiq") == "[]"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_pickle_can_be_read(path: Path) -> None:
+    banned = r"\b(pickle|shelve|marshal|joblib)\b|torch\.(load|save)\(|trust_remote_code\s*=\s*True"
+    lines = [
+        line
+        for line in path.read_text().splitlines()
+        if re.search(rf"^\s*(import|from)\s+({banned})|{banned}\.?(load|dump)?\(", line)
+    ]
+    assert not lines, lines
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_hold_one_idea(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400

@@ -1,0 +1,293 @@
+"""Two users see nothing of each other, on any route there is.
+
+The routes come from the URL configuration: one that is not listed here fails the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import URLPattern, URLResolver, get_resolver, reverse
+from rest_framework.test import APIClient
+
+from datasets_app.models import Dataset, DatasetImage
+from generation_app.models import GeneratedImage, GenerationJob
+from models_app.models import DiffusionModel
+from studio_project import storage
+from studio_project.models import ApiToken, User
+from tests.factories import make_base
+from training_app.models import TrainingJob, TrainingSample
+
+CANARY = "zq-canary-7"
+METHODS = ("get", "post", "put", "patch", "delete")
+
+# Reachable without an account, and without contents of anybody.
+PUBLIC = {
+    "account_login",
+    "account_signup",
+    "account_inactive",
+    "account_logout",
+    "account_reset_password",
+    "account_reset_password_done",
+    "account_reset_password_from_key",
+    "account_reset_password_from_key_done",
+    "account_confirm_email",
+    "account_confirm_login_code",
+    "account_email_verification_sent",
+    "healthz",
+    "invitation",
+    "javascript-catalog",
+    "mfa_authenticate",
+    "readyz",
+    "set_language",
+    "set_theme",
+}
+# One's own things only, without naming an object.
+OWN = {
+    "account_change_password",
+    "account_email",
+    "account_reauthenticate",
+    "account_set_password",
+    "account_settings",
+    "api-docs",
+    "dataset-list",
+    "dataset_list",
+    "generate-text-to-image",
+    "generation-list",
+    "home",
+    "image-list",
+    "image_list",
+    "mfa_activate_totp",
+    "mfa_deactivate_totp",
+    "mfa_download_recovery_codes",
+    "mfa_generate_recovery_codes",
+    "mfa_index",
+    "mfa_reauthenticate",
+    "mfa_view_recovery_codes",
+    "model-list",
+    "model_list",
+    "options",
+    "queue",
+    "queue-api",
+    "schema",
+    "text_to_image",
+    "token-list",
+    "training-list",
+    "training_list",
+    "training_new",
+    "ws-ticket",
+}
+
+
+@dataclass
+class World:
+    """What Alice has, all of it private."""
+
+    owner: User
+    objects: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def _routes() -> Iterator[tuple[str, str]]:
+    """Yield every named route outside the administration, and whether it takes arguments."""
+
+    def walk(patterns: list[Any], prefix: str) -> Iterator[tuple[str, str]]:
+        for pattern in patterns:
+            path = prefix + str(pattern.pattern)
+            if isinstance(pattern, URLResolver):
+                if pattern.namespace != "admin":
+                    yield from walk(pattern.url_patterns, path)
+            elif isinstance(pattern, URLPattern):
+                yield str(pattern.name), path
+
+    yield from walk(get_resolver().url_patterns, "")
+
+
+@pytest.fixture
+def world(alice: User) -> World:
+    """Everything a route can name, belonging to Alice and marked with a canary."""
+    dataset = Dataset.objects.create(owner=alice, name=CANARY)
+    for key in ("picture", "thumb", "lora", "made", "sample"):
+        storage.save(f"tests/{key}", CANARY.encode())
+    image = DatasetImage.objects.create(
+        dataset=dataset,
+        key="tests/picture",
+        thumbnail_key="tests/thumb",
+        original_name=CANARY,
+        caption=CANARY,
+        width=64,
+        height=64,
+        size_bytes=1,
+        format="PNG",
+        pixel_sha256="0" * 64,
+    )
+    model = DiffusionModel.objects.create(
+        base_model=make_base(),
+        name=CANARY,
+        title=CANARY,
+        type="lora",
+        category="image",
+        architecture="sd1",
+        path="tests/lora",
+        availability="ready",
+        is_active=True,
+        owner=alice,
+        visibility="private",
+        thumbnail_key="tests/thumb",
+        trigger_words=[CANARY],
+    )
+    training = TrainingJob.objects.create(
+        owner=alice, dataset=dataset, dataset_name=CANARY, base_model_name=CANARY, title=CANARY
+    )
+    sample = TrainingSample.objects.create(
+        job=training,
+        step=1,
+        index=0,
+        prompt=CANARY,
+        key="tests/sample",
+        thumbnail_key="tests/thumb",
+        width=64,
+        height=64,
+    )
+    generation = GenerationJob.objects.create(
+        owner=alice, model=model, model_name=CANARY, parameters={"prompt": CANARY}
+    )
+    made = GeneratedImage.objects.create(
+        job=generation,
+        owner=alice,
+        index=0,
+        key="tests/made",
+        thumbnail_key="tests/thumb",
+        seed=1,
+        width=64,
+        height=64,
+        parameters={"prompt": CANARY},
+    )
+    token, _secret = ApiToken.issue(alice, CANARY)
+    picture = {"pk": dataset.pk, "image_id": image.pk}
+    painted = {"pk": training.pk, "sample_id": sample.pk}
+    return World(
+        alice,
+        {
+            **dict.fromkeys(["dataset_detail", "dataset-detail", "dataset-images"], {"pk": dataset.pk}),
+            "dataset-image-detail": picture,
+            "dataset-image-file": picture,
+            "dataset-image-thumbnail": picture,
+            **dict.fromkeys(
+                ["model_detail", "model-detail", "model-download", "model-thumbnail"],
+                {"pk": model.pk},
+            ),
+            **dict.fromkeys(
+                [
+                    "training_detail",
+                    "training-detail",
+                    "training-start",
+                    "training-cancel",
+                    "training-pause",
+                    "training-resume",
+                    "training-progress",
+                    "training-metrics",
+                    "training-samples",
+                    "training-log",
+                ],
+                {"pk": training.pk},
+            ),
+            "training-sample-file": painted,
+            "training-sample-thumbnail": painted,
+            **dict.fromkeys(
+                ["generation-detail", "generation-cancel", "generation-preview"],
+                {"pk": generation.pk},
+            ),
+            **dict.fromkeys(
+                ["image_detail", "image-detail", "image-file", "image-thumbnail"], {"pk": made.pk}
+            ),
+            "token-detail": {"pk": token.pk},
+        },
+    )
+
+
+def _content(response: Any) -> bytes:
+    return b"".join(response.streaming_content) if response.streaming else response.content
+
+
+def test_every_route_is_listed(world: World) -> None:
+    listed = PUBLIC | OWN | set(world.objects)
+    routes = {name for name, _path in _routes()}
+    assert not routes - listed, "say in this file who may see the new routes"
+    assert not listed - routes, "these routes are gone"
+
+
+def test_a_stranger_gets_404_for_every_object(
+    world: World, bob: User, api: Callable[[User | None], APIClient]
+) -> None:
+    for client in (api(bob), _page_client(bob)):
+        for name, kwargs in world.objects.items():
+            for method in METHODS:
+                response = getattr(client, method)(reverse(name, kwargs=kwargs))
+                assert response.status_code in (404, 405), (name, method, response.status_code)
+                assert CANARY.encode() not in _content(response), (name, method)
+    assert Dataset.objects.filter(name=CANARY).exists()
+    assert DiffusionModel.objects.filter(name=CANARY, deleted_at=None).exists()
+    assert GeneratedImage.objects.live().filter(owner=world.owner).exists()
+    assert ApiToken.objects.get(name=CANARY).revoked_at is None
+    assert not TrainingJob.objects.get(title=CANARY).cancel_requested
+
+
+def test_an_administrator_sees_no_private_contents_on_the_site(
+    world: World, staff: User, api: Callable[[User | None], APIClient]
+) -> None:
+    for name, kwargs in world.objects.items():
+        response = api(staff).get(reverse(name, kwargs=kwargs))
+        assert response.status_code in (404, 405), (name, response.status_code)
+
+
+def test_no_list_or_page_of_a_stranger_shows_a_trace(
+    world: World, bob: User, api: Callable[[User | None], APIClient]
+) -> None:
+    for client in (api(bob), _page_client(bob)):
+        for name in sorted(OWN):
+            response = client.get(reverse(name), follow=True)
+            assert response.status_code < 500, name
+            assert CANARY.encode() not in _content(response), name
+
+
+def test_using_a_strangers_object_in_ones_own_work_is_refused(
+    world: World, bob: User, api: Callable[[User | None], APIClient]
+) -> None:
+    client = api(bob)
+    own = Dataset.objects.create(owner=bob, name="mine")
+    base = DiffusionModel.objects.get(name="Base")
+    hers, model = world.objects["dataset-detail"]["pk"], world.objects["model-detail"]["pk"]
+    wishes = [
+        ("training-list", {"dataset_id": hers, "base_model_id": base.pk, "type": "lora"}),
+        ("training-list", {"dataset_id": own.pk, "base_model_id": model, "type": "lora"}),
+        ("generate-text-to-image", {"model": model, "prompt": "x"}),
+        ("generate-text-to-image", {"model": CANARY, "prompt": "x"}),
+        (
+            "generate-text-to-image",
+            {"model": base.pk, "prompt": "x", "loras": [{"model": model, "weight": 1}]},
+        ),
+    ]
+    for name, wish in wishes:
+        response = client.post(reverse(name), wish, format="json")
+        assert 400 <= response.status_code < 500, (name, wish, response.content)
+        assert TrainingJob.objects.filter(owner=bob).count() == 0
+        assert GenerationJob.objects.filter(owner=bob).count() == 0
+
+
+def test_nothing_answers_without_an_account(world: World) -> None:
+    client = Client()
+    names = {**dict.fromkeys(OWN, {}), **world.objects}
+    for name, kwargs in names.items():
+        response = client.get(reverse(name, kwargs=kwargs))
+        assert response.status_code in (302, 401, 403, 405), (name, response.status_code)
+        assert CANARY.encode() not in _content(response), name
+
+
+def _page_client(user: User) -> Client:
+    client = Client()
+    client.force_login(user)
+    return client

@@ -1,0 +1,349 @@
+"""Trainings on a worker with real children: to the end, through crashes, cancels and stops."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from datasets_app.models import DatasetImage
+from generation_app import actors as generation_actors
+from generation_app import services as generation_services
+from generation_app.models import GenerationJob
+from models_app import services as model_services
+from models_app.models import DiffusionModel
+from studio_project import storage, supervision
+from studio_project.child_process import Child
+from studio_project.jobs import InvalidTransition, JobLost
+from studio_project.models import User, Worker
+from tests.factories import make_base, make_dataset, make_lora, make_training, picture
+from training_app import actors, registration, services
+from training_app.models import TrainingCheckpoint, TrainingJob
+from training_app.recording import Recorder
+
+Status = TrainingJob.Status
+CONFIG = {
+    "trigger_word": "zuri",
+    "rank": 2,
+    "alpha": 4,
+    "train_batch_size": 1,
+    "resolution": 64,
+    "max_train_steps": 20,
+    "sample_every_steps": 10,
+    "sample_inference_steps": 2,
+    "sample_prompts": ["zuri on a meadow"],
+    "control_prompt": "",
+}
+LONG = {**CONFIG, "max_train_steps": 100_000, "sample_every_steps": 0}
+
+
+def queue(user: User, base: DiffusionModel, config: dict[str, Any] | None = None) -> TrainingJob:
+    """Create and start a training of a small dataset."""
+    job = services.create_training(
+        user,
+        dataset_id=make_dataset(user).pk,
+        base_model_id=base.pk,
+        config=CONFIG if config is None else config,
+    )
+    return services.start_training(user, job)
+
+
+@contextmanager
+def meanwhile(action: Callable[[], None]) -> Iterator[None]:
+    """Do something in another thread while the worker works."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            action()
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(60)
+    assert not failures, failures
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 90) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> list[Child]:
+    """Collect the trainers that the worker starts."""
+    started: list[Child] = []
+
+    def start(*args: Any, **kwargs: Any) -> Child:
+        started.append(Child(*args, **kwargs))
+        return started[-1]
+
+    monkeypatch.setattr(actors, "Child", start)
+    return started
+
+
+def test_from_a_dataset_to_a_picture_of_the_trained_model(
+    worker: Worker, tiny_base: DiffusionModel, alice: User
+) -> None:
+    job = queue(alice, tiny_base)
+    actors.train()
+    job.refresh_from_db()
+    assert job.status == Status.COMPLETED, job.log_tail
+    assert (job.step, job.total_steps, job.progress) == (20, 20, 1.0)
+    assert list(job.metrics.values_list("step", flat=True)) == list(range(1, 21))
+    assert all(metric.loss is not None for metric in job.metrics.all())
+    assert {sample.step for sample in job.samples.all()} >= {10, 20}
+
+    model = job.output_model
+    assert model is not None
+    assert model.name.startswith("Trained-") and model.name.endswith(str(job.pk)[:8])
+    assert (model.title, model.trigger_words) == ("Foxes v1", ["zuri"])
+    assert (model.base_model, model.owner, model.type) == (tiny_base, alice, "lora")
+    assert model.thumbnail_key and storage.exists(model.thumbnail_key)
+    content = storage.open_key(model.path).read()
+    assert hashlib.sha256(content).hexdigest() == model.sha256
+    assert TrainingCheckpoint.objects.filter(job=job, model=model).count() == 1
+    assert job.checkpoints_for_resume().count() <= 1
+    alice.refresh_from_db()
+    assert alice.stored_bytes == len(content)
+
+    request = generation_services.submit_generation(
+        alice,
+        mode="text-to-image",
+        body={"model": model.name, "prompt": "zuri", "seed": 5, "num_images": 2},
+    )
+    generation_actors.generate()
+    request.refresh_from_db()
+    assert request.status == GenerationJob.Status.COMPLETED, request.log_tail
+    assert [image.seed for image in request.images.order_by("index")] == [5, 6]
+
+
+def test_a_killed_trainer_is_resumed_and_registers_once(
+    worker: Worker, tiny_base: DiffusionModel, alice: User, children: list[Child], settings: Any
+) -> None:
+    job = queue(alice, tiny_base, {**CONFIG, "max_train_steps": 200})
+    settings.STUDIO_CHECKPOINT_SECONDS = 1
+
+    def kill() -> None:
+        wait_for(lambda: TrainingCheckpoint.objects.filter(job=job, step__gt=0).exists())
+        os.kill(children[0].pid, signal.SIGKILL)
+        DatasetImage.objects.update(caption="changed meanwhile")
+
+    with meanwhile(kill):
+        actors.train()
+    job.refresh_from_db()
+    assert job.status == Status.COMPLETED, job.log_tail
+    assert len(children) == 2
+    assert (job.epoch, job.crash_count) == (2, 1)
+    assert DiffusionModel.objects.filter(owner=alice).count() == 1
+    assert list(job.metrics.values_list("step", flat=True)) == list(range(1, 201))
+    notes = list(job.notes.values_list("code", flat=True))
+    assert notes.index("crashed") < notes.index("resumed") < notes.index("registered")
+
+
+def test_three_crashes_without_progress_end_it(
+    worker: Worker, tiny_base: DiffusionModel, alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = queue(alice, tiny_base)
+    other = queue(alice, tiny_base)
+    started = []
+
+    def start(*args: Any, **kwargs: Any) -> Child:
+        started.append(1)
+        module = "no_such_module" if len(started) <= 3 else actors.TRAINER
+        return Child(module, **kwargs)
+
+    monkeypatch.setattr(actors, "Child", start)
+    actors.train()
+    job.refresh_from_db()
+    other.refresh_from_db()
+    assert (job.status, job.error_code) == (Status.FAILED, "worker_lost")
+    assert other.status == Status.COMPLETED
+
+
+def test_cancelling_while_it_runs_leaves_no_partial_files(
+    worker: Worker, tiny_base: DiffusionModel, alice: User, settings: Any
+) -> None:
+    settings.STUDIO_CHECKPOINT_SECONDS = 1
+    job = queue(alice, tiny_base, LONG)
+
+    def cancel() -> None:
+        wait_for(lambda: TrainingCheckpoint.objects.filter(job=job).exists())
+        services.cancel_training(alice, TrainingJob.objects.get(pk=job.pk))
+
+    with meanwhile(cancel):
+        actors.train()
+    job.refresh_from_db()
+    assert job.status == Status.CANCELED
+    assert not DiffusionModel.objects.filter(owner=alice).exists()
+    assert not job.checkpoints.exists()
+    folder = settings.MEDIA_ROOT / "jobs" / str(job.pk)
+    assert not [path for path in folder.rglob("*.safetensors")]
+    assert not list((settings.STUDIO_WORK_DIR / "training").glob("*/*/*"))
+
+
+def test_cancelling_while_it_waits_never_starts_it(
+    worker: Worker, alice: User, children: list[Child]
+) -> None:
+    job = queue(alice, make_base())
+    services.cancel_training(alice, job)
+    actors.train()
+    job.refresh_from_db()
+    assert (job.status, children) == (Status.CANCELED, [])
+
+
+def test_a_stopping_worker_gives_the_training_back_and_another_goes_on(
+    worker: Worker, tiny_base: DiffusionModel, alice: User, children: list[Child]
+) -> None:
+    job = queue(alice, tiny_base, {**CONFIG, "max_train_steps": 3000, "sample_every_steps": 0})
+
+    def stop() -> None:
+        wait_for(lambda: TrainingJob.objects.get(pk=job.pk).step > 0)
+        supervision.stop_worker()
+
+    with meanwhile(stop):
+        actors.train()
+    job.refresh_from_db()
+    assert (job.status, job.worker, job.crash_count) == (Status.QUEUED, None, 0)
+    step = job.checkpoint_step()
+    assert step > 0
+    supervision.serve_as(worker)
+
+    def cancel() -> None:
+        wait_for(lambda: TrainingJob.objects.get(pk=job.pk).step > step)
+        services.cancel_training(alice, TrainingJob.objects.get(pk=job.pk))
+
+    with meanwhile(cancel):
+        actors.train()
+    assert job.notes.filter(code="resumed", params__step=step).exists()
+
+
+def test_a_paused_training_waits_until_it_is_resumed(
+    worker: Worker, tiny_base: DiffusionModel, alice: User
+) -> None:
+    job = queue(alice, tiny_base, LONG)
+
+    def pause() -> None:
+        wait_for(lambda: TrainingJob.objects.get(pk=job.pk).step > 0)
+        services.pause_training(alice, TrainingJob.objects.get(pk=job.pk))
+
+    with meanwhile(pause):
+        actors.train()
+    job.refresh_from_db()
+    assert job.status == Status.PAUSED
+    assert job.checkpoint_step() > 0
+
+
+def test_a_base_that_was_taken_back_is_noticed_at_the_claim(
+    worker: Worker, alice: User, bob: User, children: list[Child]
+) -> None:
+    base = make_base(owner=bob, visibility="shared")
+    job = queue(alice, base)
+    DiffusionModel.objects.filter(pk=base.pk).update(visibility="private")
+    actors.train()
+    job.refresh_from_db()
+    assert (job.status, job.error_code, children) == (Status.FAILED, "model_unavailable", [])
+
+
+def test_a_full_disk_fails_with_a_sentence(
+    worker: Worker, tiny_base: DiffusionModel, alice: User, settings: Any
+) -> None:
+    job = queue(alice, tiny_base)
+    settings.STUDIO_MIN_FREE_BYTES = 10**18
+    actors.train()
+    job.refresh_from_db()
+    assert (job.status, job.error_code) == (Status.FAILED, "disk_full")
+    assert job.error("en")["hint"]
+
+
+def test_who_has_one_running_lets_the_other_go_first(
+    worker: Worker, alice: User, bob: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, order = make_base(), []
+
+    def run(job: TrainingJob) -> None:
+        order.append(job.owner.username)
+        job.move(Status.COMPLETED, from_=[Status.RUNNING], epoch=job.epoch)
+
+    monkeypatch.setattr(actors, "run_training", run)
+    for _ in range(3):
+        queue(alice, base)
+    queue(bob, base)
+    actors.train()
+    assert order == ["alice", "bob", "alice", "alice"]
+
+
+def test_one_users_trainings_start_in_their_order(
+    worker: Worker, alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, order = make_base(), []
+
+    def run(job: TrainingJob) -> None:
+        order.append(job.pk)
+        job.move(Status.COMPLETED, from_=[Status.RUNNING], epoch=job.epoch)
+
+    monkeypatch.setattr(actors, "run_training", run)
+    jobs = [queue(alice, base) for _ in range(3)]
+    actors.train()
+    assert order == [job.pk for job in jobs]
+
+
+def test_a_worker_that_lost_the_job_writes_and_registers_nothing(
+    worker: Worker, alice: User, tmp_path: Any, settings: Any
+) -> None:
+    job = make_training(
+        alice, base_model=make_base(), status=Status.RUNNING, epoch=1, worker=worker
+    )
+    zombie = TrainingJob.objects.get(pk=job.pk)
+    TrainingJob.objects.filter(pk=job.pk).update(epoch=2)
+    recorder = Recorder(zombie)
+    path = tmp_path / "sample.png"
+    path.write_bytes(picture("red"))
+    step = {"type": "step", "step": 1, "total_steps": 2, "history": [[1, 0.5, 0.1]]}
+    sample = {"type": "sample", "step": 1, "index": 0, "path": str(path)}
+    for message in (step, sample, {"type": "checkpoint", "step": 1, "folder": "", "files": []}):
+        with pytest.raises(JobLost):
+            recorder(message)
+    weights = tmp_path / "adapter.safetensors"
+    weights.write_bytes(b"weights")
+    with pytest.raises((JobLost, InvalidTransition)):
+        registration.register_model(zombie, weights)
+    assert not job.metrics.exists() and not job.samples.exists() and not job.checkpoints.exists()
+    assert not DiffusionModel.objects.filter(owner=alice).exists()
+    assert not list((settings.MEDIA_ROOT / "models").rglob("*.safetensors"))
+
+
+def test_resuming_replaces_the_metrics_after_the_checkpoint(worker: Worker, alice: User) -> None:
+    job = make_training(alice, status=Status.RUNNING, epoch=1, worker=worker)
+    history = [[step, 1.0, 0.1] for step in range(1, 9)]
+    message = {"type": "step", "step": 8, "total_steps": 9, "history": [{"history": history}]}
+    Recorder(job)(message)
+    again = [[step, 2.0, 0.1] for step in (5, 6)]
+    Recorder(job)({"type": "step", "step": 6, "total_steps": 9, "history": again})
+    losses = list(job.metrics.order_by("step").values_list("step", "loss"))
+    assert losses == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 2.0), (6, 2.0)]
+
+
+def test_sharing_is_no_way_around_a_deleted_model(alice: User, worker: Worker) -> None:
+    lora = make_lora(alice, make_base())
+    job = make_training(alice, status=Status.COMPLETED, output_model=lora)
+    model_services.delete_model(alice, lora)
+    job.refresh_from_db()
+    assert job.output_model_id == lora.pk  # the row stays, marked; the API shows none

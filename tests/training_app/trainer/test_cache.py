@@ -1,0 +1,136 @@
+"""Caches of latents and prompts: content, reuse, damage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import training_app.trainer.cache as cache
+from models_app.loading import load_components
+from tests.training_app.trainer.conftest import Recorder
+from training_app.trainer.buckets import Bucket
+from training_app.trainer.cache import LatentBank, PromptBank, cache_latents, cache_prompts
+from training_app.trainer.dataset import make_examples, read_pixels
+from training_app.trainer.reporting import Reporter, StopRun
+from training_app.trainer.request import TrainingRequest
+
+SQUARE = Bucket(64, 64)
+Loads = list[tuple[str, ...]]
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
+    """The groups of networks that filling a cache has loaded."""
+    seen: Loads = []
+
+    def counting(*arguments: Any, only: tuple[str, ...], **others: Any) -> dict[str, Any]:
+        seen.append(tuple(only))
+        return load_components(*arguments, only=only, **others)
+
+    monkeypatch.setattr(cache, "load_components", counting)
+    return seen
+
+
+def _fill(
+    request: dict[str, Any], channel: Recorder | None = None
+) -> tuple[LatentBank, PromptBank]:
+    parsed = TrainingRequest.from_dict(request)
+    reporter = Reporter(channel or Recorder())
+    examples = make_examples(
+        parsed.images, resolution=parsed.config.resolution, trigger_word="zorp"
+    )
+    latents = cache_latents(examples, parsed, reporter)
+    prompts = cache_prompts(
+        [example.prompt for example in examples], parsed, torch.float32, reporter
+    )
+    return latents, prompts
+
+
+def test_latents_are_the_posterior_of_the_vae(
+    make_request: Callable[..., dict[str, Any]], base_folder: Path, images: list[dict[str, Any]]
+) -> None:
+    latents, _ = _fill(make_request())
+    vae = load_components(base_folder, "sd1", only=("vae",))["vae"]
+    pixels = read_pixels(Path(images[2]["path"]), SQUARE, mirrored=False)
+    with torch.no_grad():
+        posterior = vae.encode(pixels).latent_dist
+    scale = vae.config.scaling_factor
+    row = latents.rows[2]
+    assert torch.equal(latents.mean[SQUARE][row, 0], posterior.mean[0] * scale)
+    assert torch.equal(latents.std[SQUARE][row, 0], posterior.std[0] * scale)
+    assert latents.std[SQUARE].min() > 0
+
+
+def test_a_second_run_loads_no_network(
+    make_request: Callable[..., dict[str, Any]], loads: Loads
+) -> None:
+    first_latents, first_prompts = _fill(make_request())
+    assert loads == [("vae",), ("text_encoder", "tokenizer")]
+    second_latents, second_prompts = _fill(make_request())
+    assert len(loads) == 2
+    assert torch.equal(first_latents.mean[SQUARE], second_latents.mean[SQUARE])
+    for name, tensor in first_prompts.tensors.items():
+        assert torch.equal(tensor, second_prompts.tensors[name])
+
+
+def test_a_damaged_file_is_made_again_and_a_rebuilt_cache_is_bit_equal(
+    make_request: Callable[..., dict[str, Any]], tmp_path: Path, loads: Loads
+) -> None:
+    before, _ = _fill(make_request())
+    files = sorted((tmp_path / "cache" / "latents").iterdir())
+    contents = {path: path.read_bytes() for path in files}
+    files[0].write_bytes(b"\0" * 50)
+    files[1].unlink()
+    files[2].write_bytes(contents[files[2]][:-20])
+    after, _ = _fill(make_request())
+    assert torch.equal(before.mean[SQUARE], after.mean[SQUARE])
+    assert {path: path.read_bytes() for path in files} == contents
+    assert loads.count(("vae",)) == 2
+
+
+def test_mirrored_pictures_are_variants(make_request: Callable[..., dict[str, Any]]) -> None:
+    latents, _ = _fill(make_request({"flip": True}))
+    assert latents.variants == 2
+    assert latents.mean[SQUARE].shape == (6, 2, 4, 8, 8)
+    assert not torch.equal(latents.mean[SQUARE][:, 0], latents.mean[SQUARE][:, 1])
+
+
+def test_a_changed_vae_is_another_cache(
+    make_request: Callable[..., dict[str, Any]], base_folder: Path, tmp_path: Path, loads: Loads
+) -> None:
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(base_folder, other)
+    config = other / "vae" / "config.json"
+    config.write_text(config.read_text().replace("0.18215", "0.5"))
+    first, _ = _fill(make_request())
+    second, _ = _fill(make_request(base_folder=str(other)))
+    assert loads.count(("vae",)) == 2
+    torch.testing.assert_close(second.mean[SQUARE], first.mean[SQUARE] / 0.18215 * 0.5)
+
+
+def test_prompts_are_those_of_the_pipeline_and_the_empty_one_is_among_them(
+    make_request: Callable[..., dict[str, Any]], base_folder: Path
+) -> None:
+    from models_app.loading import load_pipeline
+
+    _, prompts = _fill(make_request())
+    pipeline = load_pipeline(base_folder, "sd1")
+    for prompt in ("", "a zorp on a red background"):
+        with torch.no_grad():
+            expected = pipeline.encode_prompt(prompt, "cpu", 1, False)[0]
+        assert torch.equal(prompts.of(prompt).tensors["prompt_embeds"], expected)
+    assert len(prompts.places) == 4
+    picked = prompts.pick(torch.tensor([1, 0, 1])).tensors["prompt_embeds"]
+    assert torch.equal(picked[0], picked[2]) and not torch.equal(picked[0], picked[1])
+
+
+def test_filling_the_cache_can_be_stopped(make_request: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(StopRun) as stop:
+        _fill(make_request(), Recorder(stop_at=0))
+    assert stop.value.how == "cancel"

@@ -1,0 +1,153 @@
+"""Steps: learning, exact resumption, no waiting."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.training_app.trainer.conftest import Recorder
+from training_app.trainer.cache import cache_latents, cache_prompts
+from training_app.trainer.config import TrainingConfig, resolve_config
+from training_app.trainer.dataset import make_examples
+from training_app.trainer.loop import Training, compute_dtype, learning_rate_at
+from training_app.trainer.reporting import Reporter
+from training_app.trainer.request import TrainingRequest
+
+Train = Callable[..., Recorder]
+MakeRequest = Callable[..., dict[str, Any]]
+
+
+def _weights(recorder: Recorder) -> bytes:
+    return Path(recorder.last["outputs"]["weights"]).read_bytes()
+
+
+def _training(values: dict[str, Any]) -> Training:
+    request = TrainingRequest.from_dict(values)
+    reporter = Reporter(Recorder())
+    examples = make_examples(
+        request.images,
+        resolution=request.config.resolution,
+        trigger_word=request.config.trigger_word,
+    )
+    latents = cache_latents(examples, request, reporter)
+    prompts = cache_prompts(
+        [example.prompt for example in examples], request, torch.float32, reporter
+    )
+    return Training(request, examples, latents, prompts)
+
+
+def _config(**asked: Any) -> TrainingConfig:
+    return resolve_config(asked, architecture="sd1", num_images=10)
+
+
+def test_the_learning_rate_rises_and_falls_as_said() -> None:
+    config = _config(max_train_steps=100, lr_warmup_steps=10, learning_rate=1e-3)
+    rates = [learning_rate_at(step, config) for step in range(100)]
+    assert rates[0] == pytest.approx(1e-4)
+    assert rates[9] == rates[10] == 1e-3
+    assert rates[55] == pytest.approx(5e-4)
+    assert 0 < rates[99] < 1e-6
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+    linear = _config(max_train_steps=100, lr_warmup_steps=0, lr_scheduler="linear")
+    assert learning_rate_at(50, linear) == pytest.approx(linear.learning_rate / 2)
+    constant = _config(max_train_steps=100, lr_warmup_steps=0, lr_scheduler="constant")
+    assert learning_rate_at(99, constant) == constant.learning_rate
+    assert math.isfinite(learning_rate_at(0, _config(max_train_steps=1, lr_warmup_steps=99)))
+
+
+def test_a_cpu_computes_in_fp32_unless_asked() -> None:
+    assert compute_dtype(_config(), "cpu") == torch.float32
+    assert compute_dtype(_config(mixed_precision="no"), "cuda:0") == torch.float32
+    assert compute_dtype(_config(mixed_precision="bf16"), "cpu") == torch.bfloat16
+
+
+def test_the_loss_falls(make_request: MakeRequest) -> None:
+    config = {"max_train_steps": 150, "learning_rate": 5e-3, "rank": 16, "snr_gamma": 0}
+    training = _training(make_request(config | {"targets": "attention+feed_forward"}))
+    losses = [training.do_step().item() for _ in range(150)]
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
+
+
+@pytest.mark.parametrize("broken_off_at", [1, 5, 11])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
+    train: Train, tmp_path: Path, broken_off_at: int, accumulation: int
+) -> None:
+    config = {"gradient_accumulation_steps": accumulation, "flip": True, "caption_dropout": 0.5}
+    unbroken = train(config, output_folder=str(tmp_path / "unbroken"))
+    # Nothing but the step decides: not the global random state, not samples between steps.
+    torch.manual_seed(999)
+    changed = config | {"sample_every_steps": 4}
+    first = train(changed, Recorder(broken_off_at, "pause"))
+    assert first.last["type"] == "stopped"
+    assert first.last["how"] == "pause"
+    stopped_at = first.last["step"]
+    assert broken_off_at <= stopped_at < 12
+    assert first.of("checkpoint")[-1]["step"] == stopped_at
+    second = train(changed, resume_folder=str(tmp_path / "output" / "checkpoints"))
+    assert second.of("note")[0] == {
+        "type": "note",
+        "code": "resumed",
+        "params": {"step": stopped_at},
+    }
+    assert second.of("step")[0]["step"] == stopped_at + 1
+    assert first.history + second.history == unbroken.history
+    tensors = _weights(unbroken)
+    size = int.from_bytes(tensors[:8], "little")
+    again = _weights(second)
+    assert again[8 + int.from_bytes(again[:8], "little") :] == tensors[8 + size :]
+
+
+def test_two_runs_leave_equal_files(train: Train, tmp_path: Path) -> None:
+    first = train(output_folder=str(tmp_path / "a"))
+    second = train(output_folder=str(tmp_path / "b"))
+    assert _weights(first) == _weights(second)
+    assert _weights(train({"seed": 1}, output_folder=str(tmp_path / "c"))) != _weights(first)
+
+
+def test_bfloat16_trains_too(train: Train) -> None:
+    recorder = train({"mixed_precision": "bf16", "max_train_steps": 3})
+    assert recorder.last["type"] == "done"
+
+
+class _Operators(TorchDispatchMode):
+    """Counts what reaches the device, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen[func.__name__] = self.seen.get(func.__name__, 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_nothing_and_updates_in_one_launch(make_request: MakeRequest) -> None:
+    training = _training(make_request())
+    training.do_step()
+    with _Operators() as operators:
+        training.do_step()
+    names = operators.seen
+    assert not [name for name in names if "_local_scalar_dense" in name or "nonzero" in name]
+    assert [names[name] for name in names if "fused_adamw" in name] == [1]
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight(make_request: MakeRequest) -> None:
+    training = _training(make_request())
+    training.do_step()
+    before = {name: value.detach().clone() for name, value in training.parameters.items()}
+    hook = training.denoiser.conv_out.register_forward_hook(
+        lambda module, inputs, output: output * float("nan")
+    )
+    assert not torch.isfinite(training.do_step())
+    assert all(torch.equal(before[name], value) for name, value in training.parameters.items())
+    hook.remove()
+    assert torch.isfinite(training.do_step())
+    assert not all(torch.equal(before[name], value) for name, value in training.parameters.items())

@@ -1,0 +1,112 @@
+"""The trainer as a real process behind real pipes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MakeRequest = Callable[..., dict[str, Any]]
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Child:
+    """The trainer as a process, spoken to as a worker speaks to it."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "training_app.trainer"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.messages: list[dict[str, Any]] = []
+        self.tell({"cmd": "run", "request": request})
+
+    def tell(self, command: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+
+    def read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.process.stderr.read() if self.process.stderr else ""
+        self.messages.append(json.loads(line))
+        return self.messages[-1]
+
+    def read_until(self, *types: str) -> dict[str, Any]:
+        while (message := self.read())["type"] not in types:
+            pass
+        return message
+
+    def close(self) -> tuple[int, str]:
+        _, log = self.process.communicate(timeout=60)
+        return self.process.returncode, log
+
+
+def test_a_child_trains_and_keeps_its_line_clean(make_request: MakeRequest) -> None:
+    child = Child(make_request())
+    done = child.read_until("done", "error")
+    assert done["type"] == "done"
+    assert child.messages[0]["type"] == "ready"
+    assert Path(done["outputs"]["weights"]).exists()
+    status, log = child.close()
+    assert status == 0
+    assert "Traceback" not in log
+    assert "torchvision" not in log
+
+
+def test_a_child_stops_when_told(make_request: MakeRequest) -> None:
+    child = Child(make_request({"max_train_steps": 5000}))
+    child.read_until("step")
+    child.tell({"cmd": "stop", "how": "cancel"})
+    assert child.read_until("stopped", "done", "error")["how"] == "cancel"
+    assert child.close()[0] == 0
+
+
+@pytest.mark.parametrize("ending", ["kill", "terminate"])
+def test_a_child_that_dies_is_resumed_to_the_same_weights(
+    make_request: MakeRequest, tmp_path: Path, ending: str
+) -> None:
+    config = {"max_train_steps": 60}
+    unbroken = Child(make_request(config, output_folder=str(tmp_path / "unbroken")))
+    expected = Path(unbroken.read_until("done")["outputs"]["weights"]).read_bytes()
+    unbroken.close()
+
+    first = Child(make_request(config))
+    first.read_until("checkpoint")
+    first.read_until("step")
+    getattr(first.process, ending)()
+    if ending == "terminate":
+        assert first.read_until("stopped", "done")["how"] == "yield"
+    first.close()
+
+    second = Child(make_request(config, resume_folder=str(tmp_path / "output" / "checkpoints")))
+    done = second.read_until("done", "error")
+    assert [message["code"] for message in second.messages if message["type"] == "note"] == [
+        "resumed"
+    ]
+    assert Path(done["outputs"]["weights"]).read_bytes() == expected
+    second.close()
+
+
+def test_an_error_has_a_code_and_its_traceback_is_in_the_log(
+    make_request: MakeRequest, tmp_path: Path
+) -> None:
+    request = make_request()
+    request["images"] = [request["images"][0] | {"path": str(tmp_path / "gone.png")}]
+    child = Child(request)
+    error = child.read_until("error")
+    assert error["code"] == "internal"
+    status, log = child.close()
+    assert status == 1
+    assert "FileNotFoundError" in log
+    assert str(tmp_path) not in json.dumps(error)

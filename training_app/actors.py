@@ -1,0 +1,211 @@
+"""Runs trainings on a worker: rows become a request, a child trains, its words become rows.
+
+The message that starts it is a doorbell without contents. Which job comes next, the lease and the
+control of the child are the business of `studio_project.supervision`; the training itself happens
+in `training_app.trainer`, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+from django.conf import settings
+
+from models_app.models import DiffusionModel
+from studio_project import storage
+from studio_project.api import Problem
+from studio_project.child_process import Child
+from studio_project.device_share import DeviceShare
+from studio_project.jobs import ERRORS
+from studio_project.supervision import (
+    Outcome,
+    current_device,
+    current_worker,
+    run_queue,
+    supervise,
+)
+from training_app import files, workplace
+from training_app.models import TrainingJob
+from training_app.recording import Recorder
+from training_app.registration import register_model
+
+logger = logging.getLogger(__name__)
+
+TRAINER = "training_app.trainer"
+Status = TrainingJob.Status
+
+
+class RefusedError(Exception):
+    """The job cannot run; `code` says why."""
+
+    def __init__(self, code: str, **params: Any) -> None:
+        super().__init__(code)
+        self.code, self.params = code, params
+
+
+@dramatiq.actor(queue_name=TrainingJob.queue_name)
+def train() -> None:
+    """Hear the doorbell: run trainings until there is none to claim."""
+    run_queue(TrainingJob, run_training)
+
+
+def ring_doorbell() -> None:
+    """Send the doorbell of the training queue."""
+    train.send()
+
+
+def run_training(job: TrainingJob) -> None:
+    """Do one claimed training from its request to its registration.
+
+    Raises:
+        JobLost: The job belongs to somebody else by now.
+        InvalidTransition: Likewise.
+    """
+    folder = workplace.run_folder(job)
+    recorder = Recorder(job)
+    try:
+        request = _prepare(job, folder, recorder)
+        outcome = _train(job, request, recorder)
+        _settle(job, outcome, recorder)
+    except RefusedError as refused:
+        _fail(job, recorder, refused.code, **refused.params)
+    except Problem as problem:  # the disk is full
+        _fail(job, recorder, problem.code)
+    finally:
+        workplace.clear_runs(job)
+
+
+def _train(job: TrainingJob, request: dict[str, Any], recorder: Recorder) -> Outcome:
+    share = current_device().share(TrainingJob.queue_name)
+    child = Child(TRAINER, nice=share.nice)
+    try:
+        return supervise(job, child, request, on_message=recorder)
+    finally:
+        child.stop()
+
+
+# --- before ---------------------------------------------------------------------------------------
+def _prepare(job: TrainingJob, folder: Path, recorder: Recorder) -> dict[str, Any]:
+    """Turn the frozen manifest into a request with local paths."""
+    job.write_progress(phase="preparing")
+    base = _usable_base(job)
+    if not storage.free_space_ok():
+        raise RefusedError("disk_full")
+    workplace.tidy()
+    resume_folder = _fetch_checkpoints(job, folder / "resume", recorder)
+    images = _local_images(job)
+    recorder.note("started" if job.epoch == 1 else "restarted", worker=current_worker().name)
+    share: DeviceShare = current_device().share(TrainingJob.queue_name)
+    manifest = job.manifest
+    return {
+        "job_id": str(job.pk),
+        "base_folder": str(base.weights_folder()),
+        "architecture": base.architecture,
+        "config": manifest["config"],
+        "images": images,
+        "trigger_word": manifest["trigger_word"],
+        "output_folder": str(folder / "output"),
+        "cache_folder": str(workplace.cache_folder(job)),
+        "resume_folder": str(resume_folder) if resume_folder else None,
+        "device": share.device,
+        "threads": share.threads,
+        "checkpoint_seconds": settings.STUDIO_CHECKPOINT_SECONDS,
+        "metadata": {
+            "title": job.title,
+            "base_name": base.name,
+            "base_sha256": manifest["base"]["sha256"],
+            "dataset_name": job.dataset_name,
+        },
+    }
+
+
+def _usable_base(job: TrainingJob) -> DiffusionModel:
+    """Return the base, if it is the one that was frozen and its owner may (still) use it.
+
+    A training that has begun before goes on even when the base was deactivated meanwhile.
+    """
+    base = job.base_model
+    if base is None or base.sha256 != job.manifest["base"]["sha256"]:
+        raise RefusedError("model_unavailable", model=job.base_model_name)
+    usable = DiffusionModel.objects.usable_by(job.owner).filter(pk=base.pk).exists()
+    if job.epoch == 1 and not usable:
+        raise RefusedError("model_unavailable", model=job.base_model_name)
+    try:
+        base.weights_folder()
+    except OSError as error:
+        raise RefusedError("model_unavailable", model=job.base_model_name) from error
+    return base
+
+
+def _local_images(job: TrainingJob) -> list[dict[str, Any]]:
+    """Return the manifest's pictures with a local path each."""
+    images, renewed_at = [], time.monotonic()
+    for image in job.manifest["images"]:
+        told = {name: value for name, value in image.items() if name != "key"}
+        images.append({**told, "path": str(storage.local_copy(image["key"]))})
+        if time.monotonic() - renewed_at > settings.STUDIO_HEARTBEAT_SECONDS:
+            job.renew_lease()
+            renewed_at = time.monotonic()
+    return images
+
+
+def _fetch_checkpoints(job: TrainingJob, folder: Path, recorder: Recorder) -> Path | None:
+    """Bring the last resume states here, so that the trainer may fall back to the older one.
+
+    Returns:
+        The folder that holds them, or None when there is none.
+    """
+    found = False
+    for checkpoint in job.checkpoints_for_resume():
+        job.renew_lease()
+        target = folder / f"step-{checkpoint.step:08d}"
+        target.mkdir(parents=True, exist_ok=True)
+        try:
+            for key in files.checkpoint_keys(checkpoint):
+                shutil.copyfile(storage.local_copy(key), target / key.rpartition("/")[2])
+        except OSError:
+            logger.warning("checkpoint %s cannot be read", checkpoint, exc_info=True)
+            shutil.rmtree(target)
+            recorder.note("checkpoint_skipped", checkpoint=target.name)
+            continue
+        found = True
+    return folder if found else None
+
+
+# --- after ----------------------------------------------------------------------------------------
+def _settle(job: TrainingJob, outcome: Outcome, recorder: Recorder) -> None:
+    """Act on how the run ended."""
+    if outcome.kind == "done":
+        job.write_progress(phase="registering")
+        register_model(job, Path(outcome.message["outputs"]["weights"]))
+        files.drop_checkpoints(job, keep=1)
+    elif outcome.kind == "error":
+        params = outcome.message.get("params") or {}
+        _fail(job, recorder, str(outcome.message.get("code")), **params)
+    elif outcome.kind == "stopped":
+        job.settle_stopped(str(outcome.message.get("how")))
+        _note_stop(job, recorder)
+    elif outcome.kind == "crashed":
+        recorder.note("crashed", step=job.step)
+        if job.status == Status.CANCELED:
+            files.drop_checkpoints(job)
+
+
+def _note_stop(job: TrainingJob, recorder: Recorder) -> None:
+    if job.status == Status.CANCELED:
+        recorder.note("canceled", step=job.step)
+        files.drop_checkpoints(job)
+    elif job.status == Status.PAUSED:
+        recorder.note("paused", step=job.step)
+    else:
+        recorder.note("given_back")
+
+
+def _fail(job: TrainingJob, recorder: Recorder, code: str, **params: Any) -> None:
+    job.fail(code if code in ERRORS else "internal", **params)
+    recorder.note("failed", step=job.step)

@@ -1,0 +1,259 @@
+"""The routes under /api/training/: HTTP in, services called, JSON out."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest, HttpResponseBase
+from django.utils.text import get_valid_filename
+from django.utils.translation import gettext as _
+from django_filters import rest_framework as filters
+from drf_spectacular.utils import OpenApiParameter, OpenApiTypes, extend_schema
+from rest_framework import generics
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from studio_project import storage
+from studio_project.api import Problem, get_visible, idempotent
+from studio_project.models import User
+from training_app import services
+from training_app.models import TrainingJob, TrainingSample
+from training_app.serializers import (
+    LogSerializer,
+    MetricsSerializer,
+    SampleSerializer,
+    TrainingCreateSerializer,
+    TrainingEditSerializer,
+    TrainingProgressSerializer,
+    TrainingSerializer,
+)
+
+METRICS_AT_ONCE = 5000
+PICTURE = {(200, "image/png"): OpenApiTypes.BINARY}
+
+
+class TrainingFilter(filters.FilterSet):
+    """What a list of trainings can be narrowed to."""
+
+    status = filters.MultipleChoiceFilter(choices=TrainingJob.Status.choices)
+    type = filters.ChoiceFilter(choices=TrainingJob.Type.choices)
+    dataset = filters.NumberFilter(field_name="dataset_id")
+    base_model = filters.NumberFilter(field_name="base_model_id")
+    created_after = filters.IsoDateTimeFilter(field_name="created_at", lookup_expr="gt")
+    owner = filters.ChoiceFilter(choices=[("me", "me")], method="of_owner")
+    search = filters.CharFilter(method="matching")
+
+    class Meta:
+        model = TrainingJob
+        fields: tuple[str, ...] = ()
+
+    def of_owner(self, rows: QuerySet[Any], name: str, value: str) -> QuerySet[Any]:
+        """Trainings are one's own anyway."""
+        return rows
+
+    def matching(self, rows: QuerySet[Any], name: str, value: str) -> QuerySet[Any]:
+        """Look for words in the title and in the names of dataset and base."""
+        return rows.filter(
+            Q(title__icontains=value)
+            | Q(dataset_name__icontains=value)
+            | Q(base_model_name__icontains=value)
+        )
+
+
+def visible_trainings(user: User) -> QuerySet[TrainingJob]:
+    """Return the user's trainings with what their representation needs."""
+    return (
+        TrainingJob.objects.visible_to(user)
+        .select_related("output_model", "owner")
+        .defer("manifest", "log_tail")
+    )
+
+
+def find_training(request: Request, pk: UUID) -> TrainingJob:
+    """Return one of the user's trainings, or raise 404."""
+    rows = TrainingJob.objects.select_related("output_model", "owner")
+    return get_visible(rows, request.user, pk)
+
+
+def represent(request: Request, job: TrainingJob, status: int = 200) -> Response:
+    """Answer with a training."""
+    body = TrainingSerializer(job, context={"request": request}).data
+    return Response(body, status=status, headers={"Location": body["url"]} if status == 201 else {})
+
+
+class TrainingList(generics.ListAPIView):
+    """My trainings."""
+
+    serializer_class = TrainingSerializer
+    filterset_class = TrainingFilter
+
+    def get_queryset(self) -> QuerySet[TrainingJob]:
+        """My own, newest first."""
+        if getattr(self, "swagger_fake_view", False):
+            return TrainingJob.objects.none()
+        return visible_trainings(self.request.user)
+
+    @extend_schema(request=TrainingCreateSerializer, responses={201: TrainingSerializer})
+    @idempotent
+    def post(self, request: Request) -> Response:
+        """Make a training that waits to be started."""
+        asked = TrainingCreateSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        job = services.create_training(request.user, **asked.validated_data)
+        return represent(request, job, 201)
+
+
+class TrainingDetail(APIView):
+    """One training of mine."""
+
+    @extend_schema(responses=TrainingSerializer)
+    def get(self, request: Request, pk: UUID) -> Response:
+        """Show it whole."""
+        return represent(request, find_training(request, pk))
+
+    @extend_schema(request=TrainingEditSerializer, responses=TrainingSerializer)
+    def patch(self, request: Request, pk: UUID) -> Response:
+        """Give it another title."""
+        job = find_training(request, pk)
+        asked = TrainingEditSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        services.rename_training(request.user, job, asked.validated_data["title"])
+        return represent(request, find_training(request, pk))
+
+    @extend_schema(responses={204: None})
+    def delete(self, request: Request, pk: UUID) -> Response:
+        """Remove one that has ended or was never started; its model stays."""
+        services.delete_training(request.user, find_training(request, pk))
+        return Response(status=204)
+
+
+class TrainingStart(APIView):
+    """Into the queue."""
+
+    @extend_schema(request=None, responses={202: TrainingSerializer})
+    @idempotent
+    def post(self, request: Request, pk: UUID) -> Response:
+        """Freeze its inputs and queue it."""
+        job = services.start_training(request.user, find_training(request, pk))
+        return represent(request, job, 202)
+
+
+class TrainingCancel(APIView):
+    """Out of the queue, or off the device."""
+
+    @extend_schema(request=None, responses=TrainingSerializer)
+    def post(self, request: Request, pk: UUID) -> Response:
+        """End it; one that has ended answers with its state."""
+        job = services.cancel_training(request.user, find_training(request, pk))
+        return represent(request, job)
+
+
+class TrainingPause(APIView):
+    """Off the device, to be gone on with later."""
+
+    @extend_schema(request=None, responses={202: TrainingSerializer})
+    def post(self, request: Request, pk: UUID) -> Response:
+        """Write a checkpoint and stop."""
+        job = services.pause_training(request.user, find_training(request, pk))
+        return represent(request, job, 202)
+
+
+class TrainingResume(APIView):
+    """Back into the queue."""
+
+    @extend_schema(request=None, responses={202: TrainingSerializer})
+    def post(self, request: Request, pk: UUID) -> Response:
+        """Go on from the last checkpoint of a paused training."""
+        job = services.resume_training(request.user, find_training(request, pk))
+        return represent(request, job, 202)
+
+
+class TrainingProgress(APIView):
+    """How far a training is; small enough to ask for often."""
+
+    @extend_schema(responses=TrainingProgressSerializer)
+    def get(self, request: Request, pk: UUID) -> Response:
+        """Show status, place, steps, loss and what came out."""
+        job = get_visible(visible_trainings(request.user), request.user, pk)
+        return Response(TrainingProgressSerializer(job, context={"request": request}).data)
+
+
+class TrainingMetrics(APIView):
+    """Loss and learning rate of every step."""
+
+    @extend_schema(
+        parameters=[OpenApiParameter("after_step", OpenApiTypes.INT)], responses=MetricsSerializer
+    )
+    def get(self, request: Request, pk: UUID) -> Response:
+        """Show the metrics after a step, at most 5000 at once."""
+        job = find_training(request, pk)
+        after = _whole_number(request, "after_step")
+        rows = list(
+            job.metrics.filter(step__gt=after)
+            .order_by("step")
+            .values("step", "loss", "learning_rate")[:METRICS_AT_ONCE]
+        )
+        last = rows[-1]["step"] if rows else after
+        body = {"results": rows, "last_step": last, "epoch": job.epoch}
+        return Response(MetricsSerializer(body).data)
+
+
+def _whole_number(request: Request, name: str) -> int:
+    text = request.query_params.get(name, "0")
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        message = _("This has to be a whole number.")
+        raise Problem("invalid", f"{name}: {message}", fields={name: [message]})
+    return int(text)
+
+
+class TrainingSamples(generics.ListAPIView):
+    """The pictures painted during a training, newest first."""
+
+    serializer_class = SampleSerializer
+    filter_backends = ()
+
+    def get_queryset(self) -> QuerySet[TrainingSample]:
+        """Those of one training of mine."""
+        if getattr(self, "swagger_fake_view", False):
+            return TrainingSample.objects.none()
+        return find_training(self.request, self.kwargs["pk"]).samples.all()
+
+
+class TrainingSampleFile(APIView):
+    """One picture painted during a training."""
+
+    thumbnail = False
+
+    @extend_schema(responses=PICTURE)
+    def get(self, request: Request, pk: UUID, sample_id: int) -> HttpResponseBase:
+        """Hand it over, shown in the page unless `?download=1`."""
+        job = find_training(request, pk)
+        sample = job.samples.filter(pk=sample_id).first()
+        key = (sample.thumbnail_key if self.thumbnail else sample.key) if sample else ""
+        if sample is None or not key:
+            raise Problem("not_found", _("There is no such picture."), status=404)
+        suffix, kind = (".webp", "image/webp") if self.thumbnail else (".png", "image/png")
+        name = get_valid_filename(f"{job.title[:80]}-{sample.step}-{sample.index}")
+        return storage.file_response(
+            key,
+            filename=name + suffix,
+            content_type=kind,
+            inline="download" not in request.query_params,
+            request=_plain(request),
+        )
+
+
+def _plain(request: Request) -> HttpRequest:
+    return request._request
+
+
+class TrainingLog(APIView):
+    """What a training wrote."""
+
+    @extend_schema(responses=LogSerializer)
+    def get(self, request: Request, pk: UUID) -> Response:
+        """Show the end of its log and its timeline."""
+        return Response(LogSerializer(find_training(request, pk)).data)

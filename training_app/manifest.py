@@ -1,0 +1,77 @@
+"""The frozen inputs of a training: what is written down when it starts.
+
+Resuming reads only this, so edits and deletions made meanwhile change nothing. It reads rows and
+writes none; files are named by key and not opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import metadata
+from typing import Any
+
+from datasets_app.models import DatasetImage
+from models_app.models import DiffusionModel
+from training_app.models import TrainingJob
+
+LIBRARIES = (
+    "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow",
+)  # fmt: skip
+
+
+def library_versions() -> dict[str, str]:
+    """Return the installed versions that decide the numbers; what is not installed is left out."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def without_words(images: Iterable[DatasetImage], trigger_word: str) -> list[DatasetImage]:
+    """Return the pictures that have neither a caption nor a trigger word to train on."""
+    if trigger_word.strip():
+        return []
+    return [image for image in images if not image.caption.strip()]
+
+
+def freeze(
+    job: TrainingJob, base: DiffusionModel, images: Iterable[DatasetImage], config: dict[str, Any]
+) -> dict[str, Any]:
+    """Write down everything the training reads.
+
+    Args:
+        job: The training that starts.
+        base: The model it starts from.
+        images: The dataset's living pictures.
+        config: The resolved configuration.
+
+    Returns:
+        Plain JSON; a picture without a caption carries the trigger word as its caption.
+    """
+    trigger_word = str(config.get("trigger_word") or "")
+    return {
+        "images": [
+            {
+                "id": image.pk,
+                "key": image.key,
+                "pixel_sha256": image.pixel_sha256,
+                "caption": image.caption.strip() or trigger_word,
+                "width": image.width,
+                "height": image.height,
+            }
+            for image in images
+        ],
+        "dataset": {"id": job.dataset_id, "name": job.dataset_name},
+        "base": {
+            "id": base.pk,
+            "name": base.name,
+            "sha256": base.sha256,
+            "architecture": base.architecture,
+        },
+        "config": config,
+        "trigger_word": trigger_word,
+        "libraries": library_versions(),
+    }

@@ -1,0 +1,175 @@
+"""A training and what it leaves behind: checkpoints, metrics, samples and its timeline.
+
+The link from a job to the model it made lies here, so that `models_app` never knows training. The
+legal transitions of a job are those of `studio_project.jobs.Job`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django.db import models
+from django.db.models import QuerySet
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from datasets_app.models import Dataset
+from models_app.models import DiffusionModel
+from studio_project.jobs import Job
+
+
+class TrainingJob(Job):
+    """One training of a base model on a dataset, frozen when it starts."""
+
+    class Type(models.TextChoices):
+        """What is trained; the values are those of the model that comes out."""
+
+        LORA = "lora", _("LoRA")
+        DREAMBOOTH = "dreambooth", _("DreamBooth")
+        FULL = "full", _("Full fine-tuning")
+
+    queue_name: ClassVar[str] = "training"
+    noun: ClassVar[str] = "training_job"
+
+    dataset = models.ForeignKey(
+        Dataset, on_delete=models.SET_NULL, null=True, related_name="training_jobs"
+    )
+    # The names stay readable when what they name is gone.
+    dataset_name = models.CharField(max_length=200)
+    base_model = models.ForeignKey(
+        DiffusionModel, on_delete=models.SET_NULL, null=True, related_name="training_jobs"
+    )
+    base_model_name = models.CharField(max_length=200)
+    type = models.CharField(max_length=12, choices=Type.choices, default=Type.LORA)
+    title = models.CharField(max_length=200)
+    family_version = models.PositiveIntegerField(default=1)
+    config = models.JSONField(default=dict)
+    resolved_config = models.JSONField(default=dict)
+    manifest = models.JSONField(default=dict, blank=True)
+    loss = models.FloatField(null=True, blank=True)
+    learning_rate = models.FloatField(null=True, blank=True)
+    images_per_second = models.FloatField(null=True, blank=True)
+    output_model = models.OneToOneField(
+        DiffusionModel,
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="training_job",
+    )
+    resumed_from = models.ForeignKey(
+        "self", on_delete=models.SET_NULL, null=True, blank=True, related_name="continuations"
+    )
+
+    def __str__(self) -> str:
+        return self.title or str(self.pk)
+
+    def event_fields(self) -> dict[str, Any]:
+        """Add the scalars a training page moves with."""
+        return {
+            "loss": self.loss,
+            "learning_rate": self.learning_rate,
+            "images_per_second": self.images_per_second,
+            "output_model": self.output_model_id,
+        }
+
+    def checkpoint_step(self) -> int:
+        """Return the step from which the training would go on."""
+        newest = self.checkpoints_for_resume().first()
+        return newest.step if newest else 0
+
+    def checkpoints_for_resume(self) -> QuerySet[TrainingCheckpoint]:
+        """Return the resume states, newest first."""
+        return self.checkpoints.exclude(prefix="").order_by("-step", "-id")
+
+
+class TrainingCheckpoint(models.Model):
+    """A state to go on from (`prefix`, in the shared storage) or the one a model was made of.
+
+    `model` is one-to-one: a checkpoint is registered at most once.
+    """
+
+    job = models.ForeignKey(TrainingJob, on_delete=models.CASCADE, related_name="checkpoints")
+    epoch = models.PositiveIntegerField()
+    step = models.PositiveIntegerField()
+    prefix = models.CharField(max_length=300, blank=True)
+    files = models.JSONField(default=list)
+    size_bytes = models.PositiveBigIntegerField(default=0)
+    created_at = models.DateTimeField(default=timezone.now)
+    model = models.OneToOneField(
+        DiffusionModel,
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="training_checkpoint",
+    )
+
+    class Meta:
+        ordering = ("-step", "-id")
+        constraints = [
+            models.UniqueConstraint(
+                fields=("job", "epoch", "step"), name="one_checkpoint_per_epoch_and_step"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.job_id} @ {self.step}"
+
+
+class TrainingMetric(models.Model):
+    """The loss and the learning rate of one optimizer step."""
+
+    job = models.ForeignKey(TrainingJob, on_delete=models.CASCADE, related_name="metrics")
+    step = models.PositiveIntegerField()
+    loss = models.FloatField(null=True)
+    learning_rate = models.FloatField(null=True)
+
+    class Meta:
+        ordering = ("step",)
+        constraints = [
+            models.UniqueConstraint(fields=("job", "step"), name="one_metric_per_step"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.job_id} @ {self.step}"
+
+
+class TrainingSample(models.Model):
+    """A picture painted during training, to see where it stands."""
+
+    job = models.ForeignKey(TrainingJob, on_delete=models.CASCADE, related_name="samples")
+    step = models.PositiveIntegerField()
+    index = models.PositiveIntegerField()
+    prompt = models.TextField(blank=True)
+    seed = models.BigIntegerField(default=0)
+    key = models.CharField(max_length=300)
+    thumbnail_key = models.CharField(max_length=300, blank=True)
+    width = models.PositiveIntegerField()
+    height = models.PositiveIntegerField()
+    size_bytes = models.PositiveBigIntegerField(default=0)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        ordering = ("step", "index")
+        constraints = [
+            models.UniqueConstraint(
+                fields=("job", "step", "index"), name="one_sample_per_step_and_index"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.job_id} @ {self.step} #{self.index}"
+
+
+class TrainingNote(models.Model):
+    """One line of a training's timeline, kept as a code so that each reader's language is used."""
+
+    job = models.ForeignKey(TrainingJob, on_delete=models.CASCADE, related_name="notes")
+    created_at = models.DateTimeField(default=timezone.now)
+    code = models.CharField(max_length=40)
+    params = models.JSONField(default=dict, blank=True)
+
+    class Meta:
+        ordering = ("created_at", "id")
+
+    def __str__(self) -> str:
+        return self.code

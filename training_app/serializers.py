@@ -1,0 +1,158 @@
+"""How trainings read and are written in the API.
+
+Shapes only: what may be trained on what is checked in `services`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+from rest_framework.reverse import reverse
+
+from studio_project.api import StrictSerializer
+from studio_project.job_serializers import FiniteField, JobProgressSerializer, JobSerializer
+from training_app.models import TrainingJob, TrainingNote, TrainingSample
+from training_app.texts import note_sentence
+
+LARGEST_ID = 2**63 - 1
+
+
+class OutputModelSerializer(serializers.Serializer):
+    """The model a training made."""
+
+    id = serializers.IntegerField()
+    name = serializers.CharField()
+    title = serializers.CharField()
+
+
+class TrainingCreateSerializer(StrictSerializer):
+    """What a new training is made of."""
+
+    dataset_id = serializers.IntegerField(min_value=1, max_value=LARGEST_ID)
+    base_model_id = serializers.IntegerField(min_value=1, max_value=LARGEST_ID)
+    type = serializers.CharField(default="lora", help_text="lora")
+    title = serializers.CharField(max_length=200, required=False, allow_blank=True, default="")
+    config = serializers.DictField(
+        required=False,
+        help_text="Any of the settings under `training` in /api/options/; the rest is resolved.",
+    )
+
+
+class TrainingEditSerializer(StrictSerializer):
+    """What may be changed about a training."""
+
+    title = serializers.CharField(max_length=200)
+
+
+class TrainingProgressSerializer(JobProgressSerializer):
+    """How far a training is."""
+
+    loss = FiniteField(allow_null=True)
+    output_model = serializers.SerializerMethodField()
+
+    @extend_schema_field(OutputModelSerializer(allow_null=True))
+    def get_output_model(self, job: TrainingJob) -> dict[str, Any] | None:
+        """The model that came out, once there is one."""
+        model = job.output_model
+        if model is None or model.deleted_at is not None:
+            return None
+        return {"id": model.pk, "name": model.name, "title": model.title}
+
+
+class TrainingSerializer(TrainingProgressSerializer, JobSerializer):
+    """A training with everything that was decided about it."""
+
+    url = serializers.SerializerMethodField()
+    dataset_id = serializers.IntegerField(allow_null=True)
+    dataset_name = serializers.CharField()
+    base_model_id = serializers.IntegerField(allow_null=True)
+    base_model_name = serializers.CharField()
+    type = serializers.CharField(help_text="lora, dreambooth or full")
+    title = serializers.CharField()
+    learning_rate = FiniteField(allow_null=True)
+    images_per_second = FiniteField(allow_null=True)
+    output_path = serializers.SerializerMethodField()
+    config = serializers.DictField(source="resolved_config", help_text="With every value resolved.")
+
+    def get_url(self, job: TrainingJob) -> str:
+        """Where this training is found."""
+        return reverse("training-detail", [job.pk], request=self.context.get("request"))
+
+    def get_output_path(self, job: TrainingJob) -> str | None:
+        """The storage key of the weights; for staff only."""
+        request = self.context.get("request")
+        if job.output_model is None or request is None or not request.user.is_staff:
+            return None
+        return job.output_model.path
+
+
+class MetricSerializer(serializers.Serializer):
+    """One optimizer step."""
+
+    step = serializers.IntegerField()
+    loss = FiniteField(allow_null=True)
+    learning_rate = FiniteField(allow_null=True)
+
+
+class MetricsSerializer(serializers.Serializer):
+    """Metrics in the order of their steps."""
+
+    results = MetricSerializer(many=True)
+    last_step = serializers.IntegerField(
+        help_text="Ask again with `after_step` set to this for what came later."
+    )
+    epoch = serializers.IntegerField(
+        help_text="Rises when the training was resumed: then fetch all metrics again."
+    )
+
+
+class SampleSerializer(serializers.ModelSerializer):
+    """A picture painted during training."""
+
+    url = serializers.SerializerMethodField()
+    thumbnail_url = serializers.SerializerMethodField()
+
+    class Meta:
+        model = TrainingSample
+        fields = (
+            "id", "step", "index", "prompt", "seed", "url", "thumbnail_url", "width", "height",
+            "created_at",
+        )  # fmt: skip
+        read_only_fields = fields
+
+    def get_url(self, sample: TrainingSample) -> str:
+        """The picture."""
+        return self._reverse("training-sample-file", sample)
+
+    def get_thumbnail_url(self, sample: TrainingSample) -> str:
+        """A small version of it."""
+        return self._reverse("training-sample-thumbnail", sample)
+
+    def _reverse(self, name: str, sample: TrainingSample) -> str:
+        return reverse(name, [sample.job_id, sample.pk], request=self.context.get("request"))
+
+
+class NoteSerializer(serializers.ModelSerializer):
+    """One line of a training's timeline."""
+
+    message = serializers.SerializerMethodField()
+
+    class Meta:
+        model = TrainingNote
+        fields = ("created_at", "code", "params", "message")
+        read_only_fields = fields
+
+    def get_message(self, note: TrainingNote) -> str:
+        """The line in the reader's language."""
+        return note_sentence(note.code, note.params)
+
+
+class LogSerializer(serializers.Serializer):
+    """The end of what a training wrote, and its timeline."""
+
+    id = serializers.UUIDField()
+    version = serializers.IntegerField()
+    log_tail = serializers.CharField(allow_blank=True)
+    timeline = NoteSerializer(many=True, source="notes")

@@ -1,0 +1,327 @@
+"""What people ask of a training: create, start, cancel, rename, delete.
+
+Each verb checks, writes and rings; none of them trains. Problems are raised as
+`studio_project.api.Problem`, which the API and the pages both show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NoReturn
+
+from django.db import transaction
+from django.db.models import F, Max
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from datasets_app.models import Dataset, DatasetImage
+from models_app.models import DiffusionModel
+from models_app.services import unavailable
+from studio_project import events, jobs, storage
+from studio_project.api import Problem
+from studio_project.models import User
+from training_app import files
+from training_app.manifest import freeze, without_words
+from training_app.models import TrainingJob
+from training_app.texts import config_sentence
+from training_app.trainer.config import ConfigError, TrainingConfig, resolve_config
+
+TRAINABLE_ARCHITECTURES = frozenset({"sd1", "sd2"})
+NAMED_PICTURES = 5
+# Space a small training writes at least: two checkpoints, samples and the weights.
+WORKING_BYTES = 64 * 1024**2
+Status = TrainingJob.Status
+
+
+# --- create ---------------------------------------------------------------------------------------
+def create_training(
+    user: User,
+    *,
+    dataset_id: int,
+    base_model_id: int,
+    type: str = TrainingJob.Type.LORA,
+    title: str = "",
+    config: Mapping[str, Any] | None = None,
+) -> TrainingJob:
+    """Make a training that waits to be started.
+
+    Args:
+        user: Whose training it is; both ends must be visible to them.
+        dataset_id: The pictures.
+        base_model_id: The model to start from.
+        type: What is trained.
+        title: Free text; empty for the dataset's name with the family's next number.
+        config: What the user chose; everything else is resolved.
+
+    Raises:
+        Problem: `dataset_not_found`, `model_not_found`, `model_unavailable`, `model_incompatible`,
+            `method_unavailable`, or `invalid` with the fields that are wrong.
+    """
+    dataset = _find_dataset(user, dataset_id)
+    base = _find_base(user, base_model_id)
+    _check_method(type, base)
+    asked = dict(config or {})
+    resolved = _resolve(asked, base, dataset.num_items)
+    with transaction.atomic():
+        number = _next_in_family(user, dataset, base)
+        return TrainingJob.objects.create(
+            owner=user,
+            dataset=dataset,
+            dataset_name=dataset.name,
+            base_model=base,
+            base_model_name=base.shown_title,
+            type=type,
+            title=title.strip() or f"{dataset.name[:190]} v{number}",
+            family_version=number,
+            config=asked,
+            resolved_config=resolved.as_dict(),
+            total_steps=resolved.max_train_steps,
+        )
+
+
+def _next_in_family(user: User, dataset: Dataset, base: DiffusionModel) -> int:
+    """Number the trainings of one dataset on one base; each user counts their own."""
+    family = TrainingJob.objects.filter(owner=user, dataset=dataset, base_model=base)
+    return (family.aggregate(last=Max("family_version"))["last"] or 0) + 1
+
+
+def _find_dataset(user: User, dataset_id: int | None) -> Dataset:
+    dataset = Dataset.objects.visible_to(user).filter(pk=dataset_id).first()
+    if dataset is None:
+        message = _("There is no such dataset, or you may not see it.")
+        raise Problem("dataset_not_found", message, status=404, fields={"dataset_id": [message]})
+    return dataset
+
+
+def _find_base(user: User, base_model_id: int | None) -> DiffusionModel:
+    base = DiffusionModel.objects.visible_to(user).filter(pk=base_model_id).first()
+    if base is None:
+        message = _("There is no such model, or you may not see it.")
+        raise Problem("model_not_found", message, status=404, fields={"base_model_id": [message]})
+    if base.type != DiffusionModel.Type.BASE:
+        _refuse_base("model_incompatible", _("Training starts from a base model; this is not one."))
+    if not DiffusionModel.objects.usable_by(user).filter(pk=base.pk).exists():
+        problem = unavailable(base)
+        problem.fields = {"base_model_id": [problem.detail]}
+        raise problem
+    return base
+
+
+def _check_method(type: str, base: DiffusionModel) -> None:
+    if type not in TrainingJob.Type.values:
+        message = _("Choose one of: %(choices)s.") % {"choices": ", ".join(TrainingJob.Type.values)}
+        raise Problem("invalid", message, fields={"type": [message]})
+    if type != TrainingJob.Type.LORA:
+        message = _("This site trains LoRAs; DreamBooth and full training are not available yet.")
+        raise Problem("method_unavailable", message, fields={"type": [message]})
+    if base.architecture not in TRAINABLE_ARCHITECTURES:
+        _refuse_base(
+            "method_unavailable",
+            _("Models of the family %(family)s cannot be trained here yet.")
+            % {"family": base.architecture},
+        )
+
+
+def _refuse_base(code: str, message: str, *, status: int = 400) -> NoReturn:
+    raise Problem(code, message, status=status, fields={"base_model_id": [message]})
+
+
+def _resolve(asked: Mapping[str, Any], base: DiffusionModel, num_images: int) -> TrainingConfig:
+    try:
+        return resolve_config(
+            dict(asked),
+            architecture=base.architecture,
+            base_defaults=base.default_settings,
+            num_images=num_images,
+        )
+    except ConfigError as error:
+        name, sentence = f"config.{error.field}", config_sentence(error)
+        raise Problem("invalid", f"{name}: {sentence}", fields={name: [sentence]}) from error
+
+
+# --- start ----------------------------------------------------------------------------------------
+def start_training(user: User, job: TrainingJob) -> TrainingJob:
+    """Freeze the inputs of a pending training and put it into the queue.
+
+    Starting one that is already on its way changes nothing.
+
+    Raises:
+        Problem: `already_final`, `dataset_not_found`, `dataset_empty`, `captions_missing`,
+            `model_unavailable`, `disk_full`, `storage_full`, `active_jobs_limit`, or `invalid`.
+    """
+    if job.status != Status.PENDING:
+        return _already_started(job)
+    dataset = _find_dataset(user, job.dataset_id)
+    base = _find_base(user, job.base_model_id)
+    _check_method(job.type, base)
+    images = list(DatasetImage.objects.live().filter(dataset=dataset).order_by("pk"))
+    if not images:
+        raise Problem(
+            "dataset_empty",
+            _("The dataset “%(name)s” has no pictures.") % {"name": dataset.name},
+            hint=_("Add some pictures, then start again."),
+        )
+    config = _resolve(job.config, base, len(images))
+    _require_words(images, config.trigger_word)
+    storage.require_free_space(WORKING_BYTES)
+    jobs.require_stored_room(user)
+    resolved = config.as_dict()
+    manifest = freeze(job, base, images, resolved)
+    try:
+        with transaction.atomic():
+            jobs.enforce_active_cap(user)
+            job.move(
+                Status.QUEUED,
+                from_=[Status.PENDING],
+                manifest=manifest,
+                resolved_config=resolved,
+                total_steps=config.max_train_steps,
+                required_bytes=base.size_bytes,
+            )
+    except jobs.InvalidTransition:
+        job.refresh_from_db()
+        return _already_started(job)
+    return job
+
+
+def _already_started(job: TrainingJob) -> TrainingJob:
+    if job.is_final:
+        raise Problem(
+            "already_final",
+            _("This training has ended and cannot be started again."),
+            status=409,
+            hint=_("Create a new one."),
+        )
+    return job
+
+
+def _require_words(images: list[DatasetImage], trigger_word: str) -> None:
+    silent = without_words(images, trigger_word)
+    if not silent:
+        return
+    named = ", ".join(image.original_name for image in silent[:NAMED_PICTURES])
+    more = "…" if len(silent) > NAMED_PICTURES else ""
+    raise Problem(
+        "captions_missing",
+        _("%(count)d pictures have no caption and there is no trigger word: %(names)s")
+        % {"count": len(silent), "names": named + more},
+        hint=_("Write captions for them, or give the training a trigger word."),
+        images=[{"id": image.pk, "name": image.original_name} for image in silent],
+    )
+
+
+# --- change ---------------------------------------------------------------------------------------
+def cancel_training(user: User, job: TrainingJob) -> TrainingJob:
+    """Ask a training to end; one that has ended already stays as it is."""
+    job.request_cancel()
+    job.refresh_from_db()
+    if job.status == Status.CANCELED:
+        files.drop_checkpoints(job)
+    return job
+
+
+def pause_training(user: User, job: TrainingJob) -> TrainingJob:
+    """Ask a running training to write a checkpoint and leave the device.
+
+    Raises:
+        Problem: `not_running`.
+    """
+    try:
+        job.request_stop("pause")
+    except jobs.InvalidTransition as error:
+        message = _("Only a running training can be paused.")
+        raise Problem("not_running", message, status=409) from error
+    return job
+
+
+def resume_training(user: User, job: TrainingJob) -> TrainingJob:
+    """Put a paused training back into the queue; it goes on from its checkpoint.
+
+    Raises:
+        Problem: `not_paused` or `active_jobs_limit`.
+    """
+    try:
+        with transaction.atomic():
+            jobs.enforce_active_cap(user)
+            job.move(Status.QUEUED, from_=[Status.PAUSED])
+    except jobs.InvalidTransition as error:
+        message = _("Only a paused training can be resumed.")
+        raise Problem("not_paused", message, status=409) from error
+    return job
+
+
+def rename_training(user: User, job: TrainingJob, title: str) -> TrainingJob:
+    """Give a training another title."""
+    TrainingJob.objects.filter(pk=job.pk).update(title=title.strip(), version=F("version") + 1)
+    job.refresh_from_db()
+    job.announce()
+    return job
+
+
+def delete_training(user: User, job: TrainingJob) -> None:
+    """Remove a training with its checkpoints, samples and metrics; its model stays.
+
+    Raises:
+        Problem: `job_active` while it waits, runs or pauses.
+    """
+    with transaction.atomic():
+        row = TrainingJob.objects.select_for_update().filter(pk=job.pk).first()
+        if row is None:
+            return
+        if not (row.is_final or row.status == Status.PENDING):
+            raise Problem(
+                "job_active",
+                _("This training is still on its way."),
+                status=409,
+                hint=_("Cancel it first."),
+            )
+        keys = files.keys_of(row)
+        row.delete()
+        events.publish(_deletion(job), users=[job.owner_id])
+        transaction.on_commit(lambda: files.remove(keys), robust=True)
+
+
+def _deletion(job: TrainingJob) -> dict[str, Any]:
+    return {
+        "type": f"{job.noun}.deleted",
+        "id": str(job.pk),
+        "version": job.version + 1,
+        "ts": timezone.now().isoformat(),
+    }
+
+
+# --- what other apps ask --------------------------------------------------------------------------
+def images_in_use(image_ids: Collection[int]) -> set[int]:
+    """Return which of these dataset pictures a live training still reads."""
+    wanted, needed = set(image_ids), set()
+    live = TrainingJob.objects.filter(status__in=[Status.QUEUED, Status.RUNNING, Status.PAUSED])
+    for manifest in live.values_list("manifest", flat=True):
+        needed |= wanted & {image["id"] for image in manifest.get("images", ())}
+    return needed
+
+
+def model_changed(model: DiffusionModel, what: str) -> None:
+    """End the queued trainings whose base their owner may no longer use.
+
+    One that has begun goes on: its inputs were frozen, and base models are only deactivated.
+    """
+    waiting = TrainingJob.objects.filter(
+        base_model=model, status=Status.QUEUED, started_at=None
+    ).select_related("owner")
+    fail_unavailable(waiting, model)
+
+
+def fail_unavailable(waiting: Iterable[TrainingJob], model: DiffusionModel) -> None:
+    """Fail each queued job whose owner cannot use the model."""
+    for job in waiting:
+        if DiffusionModel.objects.usable_by(job.owner).filter(pk=model.pk).exists():
+            continue
+        try:
+            job.move(
+                Status.FAILED,
+                from_=[Status.QUEUED],
+                error_code="model_unavailable",
+                error_params={"model": model.name},
+            )
+        except jobs.InvalidTransition:
+            continue  # claimed or canceled meanwhile

@@ -1,0 +1,76 @@
+"""Sentences about trainings, looked up by code so that each reader's language is used.
+
+The trainer knows no languages: it raises codes with parameters. The errors of jobs have theirs in
+`studio_project.jobs.errors`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from training_app.trainer.config import ConfigError
+
+CONFIG_SENTENCES = {
+    "unknown_field": gettext_lazy("A training has no such setting."),
+    "wrong_type": gettext_lazy("This is the wrong kind of value."),
+    "not_finite": gettext_lazy("This has to be a finite number."),
+    "out_of_range": gettext_lazy("Choose a value from %(minimum)s to %(maximum)s."),
+    "not_a_choice": gettext_lazy("Choose one of: %(choices)s."),
+    "not_a_multiple": gettext_lazy("This has to be a multiple of %(multiple)s."),
+    "too_long": gettext_lazy("Use at most %(maximum)s characters."),
+    "too_many": gettext_lazy("Give at most %(maximum)s."),
+    "not_trainable": gettext_lazy("Models of this family cannot be trained here yet."),
+}
+WANTED_SENTENCES = {
+    "a whole number": gettext_lazy("This has to be a whole number."),
+    "a number": gettext_lazy("This has to be a number."),
+    "text": gettext_lazy("This has to be text."),
+    "a list of texts": gettext_lazy("This has to be a list of texts."),
+    "true or false": gettext_lazy("This has to be true or false."),
+}
+NOTES = {
+    "started": gettext_lazy("Started on %(worker)s."),
+    "restarted": gettext_lazy("Started again on %(worker)s."),
+    "resumed": gettext_lazy("Went on from the checkpoint at step %(step)s."),
+    "started_anew": gettext_lazy("No checkpoint could be used, so it began at the first step."),
+    "checkpoint_skipped": gettext_lazy(
+        "The checkpoint %(checkpoint)s was damaged, so an older one was looked for."
+    ),
+    "sample_failed": gettext_lazy("The sample pictures of step %(step)s could not be painted."),
+    "sample_out_of_memory": gettext_lazy(
+        "There was no memory for the sample pictures of step %(step)s."
+    ),
+    "crashed": gettext_lazy("The training process ended unexpectedly at step %(step)s."),
+    "given_back": gettext_lazy("The worker stopped; the training waits for another one."),
+    "paused": gettext_lazy("Paused at step %(step)s."),
+    "canceled": gettext_lazy("Canceled at step %(step)s."),
+    "failed": gettext_lazy("Failed at step %(step)s."),
+    "registered": gettext_lazy("The model “%(model)s” is ready."),
+}
+
+
+def config_sentence(error: ConfigError) -> str:
+    """Return what is wrong with a setting, in the active language."""
+    if error.code == "wrong_type" and error.params.get("wanted") in WANTED_SENTENCES:
+        return str(WANTED_SENTENCES[error.params["wanted"]])
+    params = dict(error.params)
+    if "choices" in params:
+        params["choices"] = ", ".join(map(str, params["choices"]))
+    return _filled(str(CONFIG_SENTENCES.get(error.code, error.message)), params)
+
+
+def note_sentence(code: str, params: Mapping[str, Any]) -> str:
+    """Return one line of a timeline, in the active language."""
+    return _filled(str(NOTES.get(code, _("Note: %(code)s."))), {"code": code, **params})
+
+
+def _filled(sentence: str, params: Mapping[str, Any]) -> str:
+    values = {
+        name: f"{value:g}" if isinstance(value, float) else value for name, value in params.items()
+    }
+    return sentence % defaultdict(str, values)

@@ -1,0 +1,228 @@
+"""Latents and prompt embeddings, computed once and kept on disk.
+
+After this the VAE and the text encoder are not needed for training, so they are loaded
+only if something is missing, and freed. A file is named by everything that decides its
+content; one that is damaged is made again. What is encoded is encoded one at a time, so
+that a cache that was rebuilt equals the first bit for bit.
+
+Shape legend: N pictures of a bucket, V variants (1, or 2 with mirrored ones), C, h, w
+channels and sides of latents, P prompts.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models_app.architectures import Conditioning, encode_prompts, get_architecture
+from models_app.loading import load_components
+from training_app.trainer.buckets import Bucket
+from training_app.trainer.dataset import Example, read_pixels
+from training_app.trainer.files import (
+    CorruptFileError,
+    hash_component,
+    read_checked_tensors,
+    write_checked_tensors,
+)
+from training_app.trainer.reporting import Reporter, logger
+from training_app.trainer.request import TrainingRequest
+
+#: Networks that fill the cache compute in this type whatever the training does.
+CACHE_DTYPE = torch.float32
+#: Raised when what is stored changes its meaning.
+_FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class LatentBank:
+    """The posterior of every picture and variant, by bucket, on the training's device.
+
+    Attributes:
+        mean: Scaled means (N, V, C, h, w) by bucket.
+        std: Scaled standard deviations, as :attr:`mean`.
+        rows: Where each picture of the manifest lies in its bucket.
+        variants: V.
+    """
+
+    mean: dict[Bucket, torch.Tensor]
+    std: dict[Bucket, torch.Tensor]
+    rows: tuple[int, ...]
+    variants: int
+
+
+@dataclass(frozen=True)
+class PromptBank:
+    """Conditioning of every prompt of a run, on the training's device.
+
+    Attributes:
+        tensors: Named tensors of (P, …).
+        places: Where each prompt lies in them; the empty prompt is one of them.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    places: dict[str, int]
+
+    def pick(self, rows: torch.Tensor) -> Conditioning:
+        """The conditioning of a batch of prompts, given by their places."""
+        return Conditioning({name: tensor[rows] for name, tensor in self.tensors.items()})
+
+    def of(self, prompt: str) -> Conditioning:
+        """The conditioning of one prompt, as a batch of one."""
+        place = self.places[prompt]
+        return Conditioning({n: tensor[place : place + 1] for n, tensor in self.tensors.items()})
+
+
+def _read(path: Path) -> dict[str, torch.Tensor] | None:
+    try:
+        return read_checked_tensors(path)
+    except FileNotFoundError:
+        return None
+    except CorruptFileError as exc:
+        logger.warning("cache: %s; it is made again", exc)
+        return None
+
+
+class _Networks:
+    """Parts of the base model that are loaded when first needed, and freed together."""
+
+    def __init__(self, request: TrainingRequest, names: tuple[str, ...]) -> None:
+        self._request = request
+        self._names = names
+        self._parts: dict[str, Any] = {}
+
+    def get(self) -> dict[str, Any]:
+        if not self._parts:
+            self._parts = load_components(
+                self._request.base_folder,
+                self._request.architecture,
+                only=self._names,
+                dtype=CACHE_DTYPE,
+                device=self._request.device,
+            )
+        return self._parts
+
+    def free(self) -> None:
+        if self._parts:
+            self._parts = {}
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def _file(request: TrainingRequest, kind: str, *names: object) -> Path:
+    key = "/".join(str(name) for name in (_FORMAT, *names, CACHE_DTYPE))
+    return request.cache_folder / kind / f"{sha256(key.encode()).hexdigest()}.safetensors"
+
+
+@torch.no_grad()
+def _encode_picture(vae: Any, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The posterior of one picture, scaled to what the UNet was trained on.
+
+    Args:
+        vae: The autoencoder.
+        pixels: (1, 3, H, W) in -1…1.
+
+    Returns:
+        ``mean`` and ``std`` (C, h, w). A sample is mean + std · noise.
+    """
+    posterior = vae.encode(pixels.to(vae.device, CACHE_DTYPE)).latent_dist
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    scale = vae.config.scaling_factor
+    return {
+        "mean": ((posterior.mean[0] - shift) * scale).cpu(),
+        "std": (posterior.std[0] * scale).cpu(),
+    }
+
+
+def cache_latents(
+    examples: Sequence[Example], request: TrainingRequest, reporter: Reporter
+) -> LatentBank:
+    """Encodes every picture that is not in the cache yet, and loads them all.
+
+    Raises:
+        StopRun: If the run shall stop.
+        OSError: If a picture cannot be read or the cache cannot be written.
+    """
+    networks = _Networks(request, ("vae",))
+    vae_hash = hash_component(request.base_folder / "vae")
+    mirrorings = (False, True) if request.config.flip else (False,)
+    found: dict[Bucket, list[list[dict[str, torch.Tensor]]]] = {}
+    rows = []
+    for number, example in enumerate(examples):
+        variants = []
+        for mirrored in mirrorings:
+            reporter.raise_if_stopped()
+            name = "mirrored" if mirrored else "plain"
+            path = _file(
+                request, "latents", example.image.pixel_sha256, example.bucket, name, vae_hash
+            )
+            tensors = _read(path)
+            if tensors is None:
+                pixels = read_pixels(example.image.path, example.bucket, mirrored=mirrored)
+                tensors = _encode_picture(networks.get()["vae"], pixels)
+                write_checked_tensors(path, tensors)
+            variants.append(tensors)
+        of_bucket = found.setdefault(example.bucket, [])
+        rows.append(len(of_bucket))
+        of_bucket.append(variants)
+        reporter.phase("caching", number + 1, len(examples))
+    networks.free()
+    return LatentBank(
+        mean={bucket: _stack(found[bucket], "mean", request.device) for bucket in found},
+        std={bucket: _stack(found[bucket], "std", request.device) for bucket in found},
+        rows=tuple(rows),
+        variants=len(mirrorings),
+    )
+
+
+def _stack(entries: list[list[dict[str, torch.Tensor]]], name: str, device: str) -> torch.Tensor:
+    return torch.stack(
+        [torch.stack([variant[name] for variant in variants]) for variants in entries]
+    ).to(device)
+
+
+def cache_prompts(
+    prompts: Iterable[str], request: TrainingRequest, dtype: torch.dtype, reporter: Reporter
+) -> PromptBank:
+    """Encodes every prompt that is not in the cache yet, and loads them all.
+
+    Args:
+        prompts: The prompts; doubles are welcome, the empty one is always added.
+        request: The run.
+        dtype: What the training computes in.
+        reporter: Is asked whether to stop.
+
+    Raises:
+        StopRun: If the run shall stop.
+        OSError: If the cache cannot be written.
+    """
+    family = get_architecture(request.architecture)
+    tokenizers = [name for name in family.classes if name.startswith("tokenizer")]
+    networks = _Networks(request, (*family.text_encoders, *tokenizers))
+    hashes = [
+        hash_component(request.base_folder / name) for name in (*family.text_encoders, *tokenizers)
+    ]
+    unique = list(dict.fromkeys(["", *prompts]))
+    entries = []
+    for prompt in unique:
+        reporter.raise_if_stopped()
+        path = _file(request, "prompts", sha256(prompt.encode()).hexdigest(), *hashes)
+        tensors = _read(path)
+        if tensors is None:
+            with torch.no_grad():
+                conditioning = encode_prompts(family, networks.get(), [prompt])
+            tensors = {name: value[0].cpu() for name, value in conditioning.tensors.items()}
+            write_checked_tensors(path, tensors)
+        entries.append(tensors)
+    networks.free()
+    stacked = {
+        name: torch.stack([entry[name] for entry in entries]).to(request.device, dtype)
+        for name in entries[0]
+    }
+    return PromptBank(stacked, {prompt: place for place, prompt in enumerate(unique)})

@@ -1,0 +1,230 @@
+"""Checkpoints: everything that a run needs to go on as if it had never stopped.
+
+A checkpoint is a folder of safetensors and JSON, no pickle. It is written aside, synced,
+sealed with a manifest of hashes and renamed, so it is whole or not there; one that was
+damaged later is skipped for the one before.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training_app.trainer.export import export_lora, read_lora
+from training_app.trainer.files import (
+    CorruptFileError,
+    hash_file,
+    pack_tensors,
+    read_tensors,
+    sync_folder,
+    write_file,
+)
+from training_app.trainer.reporting import logger
+from training_app.trainer.request import TrainingRequest
+
+#: How many of its own checkpoints a run leaves on the disk.
+KEPT = 3
+MANIFEST = "manifest.json"
+#: The adapters as a weights file that can be used as it is.
+ADAPTER = "adapter.safetensors"
+_OPTIMIZER = "optimizer.safetensors"
+_RANDOM = "random.safetensors"
+_STATE = "state.json"
+_FILES = tuple(sorted((ADAPTER, _OPTIMIZER, _RANDOM, _STATE)))
+_FORMAT = 1
+_NAME = re.compile(r"step-(\d{8})")
+_LIBRARIES = ("torch", "diffusers", "peft", "transformers", "safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run between two steps.
+
+    Attributes:
+        step: Optimizer steps done.
+        position: What the sampler has dealt.
+        adapters: Weights by name.
+        optimizer: Optimizer state: ``<kind>/<name>`` to tensor.
+        random_states: The libraries' random states as bytes, by device.
+        learning_rate: Of the last step.
+        loss: Mean of the last steps that were read.
+    """
+
+    step: int
+    position: dict[str, int]
+    adapters: Mapping[str, torch.Tensor]
+    optimizer: Mapping[str, torch.Tensor]
+    random_states: Mapping[str, torch.Tensor]
+    learning_rate: float
+    loss: float | None
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
+) -> dict[str, torch.Tensor]:
+    """An optimizer's tensors by kind and name of their parameter."""
+    return {
+        f"{kind}/{name}": value
+        for name, parameter in parameters.items()
+        for kind, value in optimizer.state[parameter].items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, torch.nn.Parameter],
+    saved: Mapping[str, torch.Tensor],
+) -> None:
+    """Gives a fresh optimizer the state of another of the same parameters.
+
+    Raises:
+        KeyError: If the state names other parameters.
+    """
+    for key, value in saved.items():
+        kind, name = key.split("/", 1)
+        parameter = parameters[name]
+        optimizer.state[parameter][kind] = value.clone().to(parameter.device)
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _LIBRARIES}
+
+
+def save_checkpoint(
+    folder: Path, checkpoint: Checkpoint, request: TrainingRequest
+) -> tuple[Path, list[dict[str, Any]]]:
+    """Writes a checkpoint and removes the run's oldest ones.
+
+    Args:
+        folder: Where the run's checkpoints lie.
+        checkpoint: What to keep.
+        request: The run it belongs to.
+
+    Returns:
+        The checkpoint's folder and ``{name, size, sha256}`` of each file in it.
+
+    Raises:
+        ChildError: ``non_finite_loss`` if a weight is not finite.
+        OSError: If it cannot be written; nothing half-written is left.
+    """
+    final = folder / f"step-{checkpoint.step:08d}"
+    aside = folder / f".{final.name}.{uuid.uuid4().hex}"
+    state = {
+        "format": _FORMAT,
+        "identity": request.identity,
+        "step": checkpoint.step,
+        "position": checkpoint.position,
+        "learning_rate": checkpoint.learning_rate,
+        "loss": checkpoint.loss,
+        "config": request.config.as_dict(),
+        "versions": _versions(),
+    }
+    try:
+        aside.mkdir(parents=True)
+        export_lora(aside / ADAPTER, checkpoint.adapters, request, checkpoint.step)
+        write_file(aside / _OPTIMIZER, pack_tensors(checkpoint.optimizer, {}))
+        write_file(aside / _RANDOM, pack_tensors(checkpoint.random_states, {}))
+        write_file(aside / _STATE, json.dumps(state, sort_keys=True).encode())
+        files = [_describe(aside / name) for name in _FILES]
+        write_file(aside / MANIFEST, json.dumps({"files": files}, sort_keys=True).encode())
+        files.append(_describe(aside / MANIFEST))
+        if final.exists():
+            # A run that was broken off comes to the same step with the same content.
+            shutil.rmtree(final)
+        aside.replace(final)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    sync_folder(folder)
+    _prune(folder)
+    return final, files
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"name": path.name, "size": path.stat().st_size, "sha256": hash_file(path)}
+
+
+def _prune(folder: Path) -> None:
+    for old in list_checkpoints(folder)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, newest first; whether they are whole is not asked."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted(found, reverse=True)
+
+
+def load_checkpoint(folder: Path, request: TrainingRequest) -> Checkpoint:
+    """Reads a checkpoint after checking every file of it.
+
+    Raises:
+        CorruptFileError: If anything is missing, changed, or of another run.
+    """
+    try:
+        written = json.loads((folder / MANIFEST).read_bytes())["files"]
+        if written != [_describe(folder / name) for name in _FILES]:
+            raise CorruptFileError("its files are not those that were written")
+        state = json.loads((folder / _STATE).read_bytes())
+        if state["format"] != _FORMAT or state["identity"] != request.identity:
+            raise CorruptFileError("it belongs to another run")
+        return Checkpoint(
+            step=int(state["step"]),
+            position=state["position"],
+            adapters=read_lora(folder / ADAPTER),
+            optimizer=read_tensors(folder / _OPTIMIZER)[0],
+            random_states=read_tensors(folder / _RANDOM)[0],
+            learning_rate=float(state["learning_rate"]),
+            loss=state["loss"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise CorruptFileError(f"{type(exc).__name__}: {exc}") from exc
+
+
+def _candidates(resume_folder: Path) -> Iterator[Path]:
+    """The named checkpoint or those in the named folder, then older ones beside it."""
+    is_named = _NAME.fullmatch(resume_folder.name) is not None
+    if not is_named and not (resume_folder / _STATE).exists():
+        yield from list_checkpoints(resume_folder)
+        return
+    yield resume_folder
+    if not is_named:
+        return
+    for other in list_checkpoints(resume_folder.parent):
+        if other.name < resume_folder.name:
+            yield other
+
+
+def find_checkpoint(
+    request: TrainingRequest, on_damaged: Callable[[str], None]
+) -> Checkpoint | None:
+    """The newest checkpoint that is whole, of those that the run may go on from.
+
+    Args:
+        request: The run; its ``resume_folder`` is a checkpoint or a folder of them.
+        on_damaged: Is told the name of each one that had to be skipped.
+
+    Returns:
+        ``None`` if there is none: the run then begins anew and comes to the same end.
+    """
+    if request.resume_folder is None:
+        return None
+    for folder in _candidates(request.resume_folder):
+        try:
+            return load_checkpoint(folder, request)
+        except CorruptFileError as exc:
+            logger.warning("checkpoint %s is skipped: %s", folder.name, exc)
+            on_damaged(folder.name)
+    return None

@@ -1,0 +1,133 @@
+"""What the trainer is asked to do, as it arrives over the pipe.
+
+It checks that the values are of the right kind; whether the files exist is found out
+when they are opened. No torch, no Django.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from training_app.trainer.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class TrainingImage:
+    """One picture of the frozen manifest.
+
+    Attributes:
+        id: Its id on the site.
+        path: The stored file, already oriented.
+        caption: What its owner wrote; may be empty.
+        pixel_sha256: Hash of the decoded pixels, which names it in caches.
+        width: In pixels.
+        height: In pixels.
+    """
+
+    id: str
+    path: Path
+    caption: str
+    pixel_sha256: str
+    width: int
+    height: int
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainingImage:
+        """Reads one entry of the manifest."""
+        return cls(
+            id=str(values["id"]),
+            path=Path(values["path"]),
+            caption=str(values.get("caption") or ""),
+            pixel_sha256=str(values["pixel_sha256"]),
+            width=int(values["width"]),
+            height=int(values["height"]),
+        )
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """Everything a training run needs to know.
+
+    Attributes:
+        job_id: The job's id, for file names.
+        base_folder: The base model in diffusers' layout.
+        architecture: Name of its family.
+        config: All settings, resolved.
+        images: The frozen manifest; at least one picture.
+        output_folder: Where weights, samples and checkpoints go.
+        cache_folder: Where latents and prompt embeddings are kept between runs.
+        resume_folder: A checkpoint, or a folder of them, to go on from.
+        device: ``cpu``, ``cuda:0``, ``mps``.
+        threads: CPU threads of torch; 0 leaves the library's choice.
+        checkpoint_seconds: Longest time between two checkpoints.
+        metadata: Words about the job that go into the weights file.
+    """
+
+    job_id: str
+    base_folder: Path
+    architecture: str
+    config: TrainingConfig
+    images: tuple[TrainingImage, ...]
+    output_folder: Path
+    cache_folder: Path
+    resume_folder: Path | None
+    device: str
+    threads: int
+    checkpoint_seconds: float
+    metadata: Mapping[str, Any]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainingRequest:
+        """Reads a request.
+
+        Raises:
+            ConfigError: If a setting cannot be used.
+            KeyError: If something is missing.
+            ValueError: If there is no picture.
+        """
+        config = dict(values["config"])
+        if values.get("trigger_word"):
+            config["trigger_word"] = values["trigger_word"]
+        images = tuple(TrainingImage.from_dict(entry) for entry in values["images"])
+        if not images:
+            raise ValueError("the manifest names no picture")
+        resume = values.get("resume_folder")
+        return cls(
+            job_id=str(values["job_id"]),
+            base_folder=Path(values["base_folder"]),
+            architecture=str(values["architecture"]),
+            config=TrainingConfig.from_dict(config),
+            images=images,
+            output_folder=Path(values["output_folder"]),
+            cache_folder=Path(values["cache_folder"]),
+            resume_folder=Path(resume) if resume else None,
+            device=str(values.get("device") or "cpu"),
+            threads=int(values.get("threads") or 0),
+            checkpoint_seconds=float(values.get("checkpoint_seconds") or 120),
+            metadata=dict(values.get("metadata") or {}),
+        )
+
+    @property
+    def identity(self) -> str:
+        """Hash of what decides the weights: only an equal run may go on from a checkpoint."""
+        config = self.config.as_dict()
+        for name in _WITHOUT_INFLUENCE:
+            config.pop(name)
+        images = [[image.pixel_sha256, image.caption] for image in self.images]
+        content = [self.architecture, self.metadata.get("base_sha256", ""), config, images]
+        return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+#: Settings of sample pictures, which never touch the training.
+_WITHOUT_INFLUENCE = (
+    "sample_prompts",
+    "control_prompt",
+    "sample_every_steps",
+    "sample_inference_steps",
+    "sample_guidance_scale",
+)

@@ -1,0 +1,265 @@
+"""Pages about training: the list, the form for a new one, and one training.
+
+They only show; every change goes through the REST API, which calls the same services.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from django.contrib.auth.decorators import login_required
+from django.db.models import Count, Q, QuerySet
+from django.http import HttpRequest, HttpResponse, QueryDict
+from django.shortcuts import render
+from django.utils.translation import gettext as _
+
+from datasets_app.models import Dataset
+from models_app.models import DiffusionModel
+from studio_project.api import get_visible
+from studio_project.models import User
+from studio_project.paging import page_by_key
+from studio_project.queue import Waiting
+from training_app.forms import PRESETS, expert_groups
+from training_app.models import TrainingJob
+from training_app.services import TRAINABLE_ARCHITECTURES
+from training_app.texts import config_sentence, note_sentence
+from training_app.trainer.config import FIELDS, ConfigError, TrainingConfig, resolve_config
+
+ROWS = 30
+DATASET_CARDS = 8
+DATASETS_LISTED = 500
+FEW_PICTURES = 5
+TIMED_TRAININGS = 5
+STATUS_FILTERS = {
+    "running": ("running", "queued", "paused", "pending"),
+    "completed": ("completed",),
+    "failed": ("failed", "canceled"),
+}
+
+
+@login_required
+def training_list(request: HttpRequest) -> HttpResponse:
+    """Show the user's trainings, newest first.
+
+    `?part=rows` is the rows alone; `?part=origin&model=…` says where a model came from.
+    """
+    rows = TrainingJob.objects.visible_to(request.user).select_related("output_model")
+    rows = rows.defer("manifest", "log_tail")
+    if request.GET.get("part") == "origin":
+        return _origin(request, rows)
+    status = request.GET.get("status", "")
+    if status in STATUS_FILTERS:
+        rows = rows.filter(status__in=STATUS_FILTERS[status])
+    trainings, following = page_by_key(request, rows, ROWS, part="rows")
+    waiting = Waiting()
+    for job in trainings:
+        job.place = waiting.position(job)  # type: ignore[attr-defined]
+        job.waiting_reason = waiting.reason(job)
+    context = {"trainings": trainings, "next": following, "status": status}
+    part = request.GET.get("part") == "rows"
+    name = "_training_rows.html" if part else "training_list.html"
+    return render(request, f"training_app/{name}", context)
+
+
+def _origin(request: HttpRequest, rows: QuerySet[TrainingJob]) -> HttpResponse:
+    """Show which training made a model, to the training's owner."""
+    model = request.GET.get("model", "")
+    made = rows.filter(output_model_id=model) if model.isdecimal() else rows.none()
+    job = made.select_related("dataset").first()
+    last = job.samples.order_by("-step").first() if job else None
+    samples = job.samples.filter(step=last.step) if job and last else []
+    return render(request, "training_app/_origin.html", {"job": job, "samples": samples})
+
+
+# --- a new one ----------------------------------------------------------------------------------
+@login_required
+def training_new(request: HttpRequest) -> HttpResponse:
+    """Show the form; `?part=review` says what the choices in the address come to."""
+    user: User = request.user  # type: ignore[assignment]
+    if request.GET.get("part") == "review":
+        return render(request, "training_app/_review.html", _review(user, request.GET))
+    like = _like(user, request.GET.get("like", ""))
+    datasets = list(_datasets(user)[:DATASETS_LISTED])
+    wanted = request.GET.get("dataset", "") or (str(like.dataset_id) if like else "")
+    chosen = next((row for row in datasets if str(row.pk) == wanted), None)
+    if chosen is None:
+        chosen = next((row for row in datasets if row.num_items), None)
+    cards = datasets[:DATASET_CARDS]
+    if chosen is not None and chosen not in cards:
+        cards = [chosen, *cards[:-1]]
+    base = request.GET.get("base", "") or (str(like.base_model_id or "") if like else "")
+    context = {
+        "cards": cards,
+        "others": [row for row in datasets if row not in cards],
+        "chosen": chosen,
+        "base": base if base.isdecimal() else _best_base(user),
+        "like": like,
+        "asked_json": json.dumps(like.config if like else {}),
+        "presets": PRESETS,
+        "groups": expert_groups(),
+        "few": FEW_PICTURES,
+        "architectures": " ".join(sorted(TRAINABLE_ARCHITECTURES)),
+    }
+    return render(request, "training_app/training_new.html", context)
+
+
+def _datasets(user: User) -> QuerySet[Dataset]:
+    """Return what the user may train on, with how many pictures have no caption."""
+    silent = Q(images__deleted_at=None, images__caption="", images__isnull=False)
+    return (
+        Dataset.objects.visible_to(user)
+        .with_cover()
+        .select_related("owner")
+        .annotate(uncaptioned=Count("images", filter=silent))
+        .order_by("-created_at", "-pk")
+    )
+
+
+def _like(user: User, pk: str) -> TrainingJob | None:
+    """Return the training whose choices the form starts from."""
+    try:
+        key = uuid.UUID(pk)
+    except ValueError:
+        return None
+    return TrainingJob.objects.visible_to(user).filter(pk=key).first()
+
+
+def _best_base(user: User) -> str:
+    """Return the id of the base that is chosen beforehand: the largest that is ready here."""
+    usable = DiffusionModel.objects.usable_by(user).filter(
+        type=DiffusionModel.Type.BASE, architecture__in=TRAINABLE_ARCHITECTURES
+    )
+    best = usable.order_by("-size_bytes", "-created_at", "-pk").first()
+    return str(best.pk) if best else ""
+
+
+def _review(user: User, chosen: QueryDict) -> dict[str, Any]:
+    """Resolve what the form holds: the settings, what they mean, and what is in the way."""
+    dataset = _visible(_datasets(user), chosen.get("dataset_id", ""))
+    usable = DiffusionModel.objects.usable_by(user).filter(type=DiffusionModel.Type.BASE)
+    base = _visible(usable, chosen.get("base_model_id", ""))
+    context: dict[str, Any] = {"dataset": dataset, "base": base, "problems": []}
+    if dataset is None or base is None:
+        return context
+    try:
+        config = resolve_config(
+            asked_config(chosen),
+            architecture=base.architecture,
+            base_defaults=base.default_settings,
+            num_images=dataset.num_items,
+        )
+    except ConfigError as error:
+        return {**context, "error": error, "sentence": config_sentence(error)}
+    if dataset.uncaptioned and not config.trigger_word:
+        context["problems"].append(
+            _("Some pictures have no caption. Write captions, or give a trigger word.")
+        )
+    seconds = _seconds_per_step(user, base, config)
+    return {
+        **context,
+        "config": config,
+        "resolved_json": json.dumps(config.as_dict()),
+        "passes": config.passes_per_image(dataset.num_items),
+        "seconds": seconds * config.max_train_steps if seconds else None,
+    }
+
+
+def _visible(rows: QuerySet[Any], pk: str) -> Any:
+    return rows.filter(pk=int(pk)).first() if pk.isdecimal() and len(pk) < 19 else None
+
+
+def asked_config(values: Mapping[str, str]) -> dict[str, Any]:
+    """Turn the form's texts into settings; empty ones are left to the defaults."""
+    asked: dict[str, Any] = {}
+    for name, field in FIELDS.items():
+        text = values.get(name, "").strip()
+        if not text:
+            continue
+        if field.type in ("int", "float"):
+            asked[name] = _number(text)
+        elif field.type == "bool":
+            asked[name] = text == "true"
+        elif "maximum_count" in field.metadata:
+            asked[name] = [line for line in text.splitlines() if line.strip()]
+        else:
+            asked[name] = text
+    return asked
+
+
+def _number(text: str) -> Any:
+    """Return a number, or the text itself, which the configuration then refuses by name."""
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return int(value) if value.is_integer() else value
+
+
+def _seconds_per_step(user: User, base: DiffusionModel, config: TrainingConfig) -> float | None:
+    """Return what a step took in the user's last trainings on this base; None without any."""
+    past = TrainingJob.objects.visible_to(user).filter(
+        base_model=base,
+        status=TrainingJob.Status.COMPLETED,
+        total_steps__gt=0,
+        started_at__isnull=False,
+        resolved_config__train_batch_size=config.train_batch_size,
+        resolved_config__resolution=config.resolution,
+    )
+    rows = past.order_by("-finished_at").values_list("started_at", "finished_at", "total_steps")
+    spans = [
+        (finished - started).total_seconds() / steps
+        for started, finished, steps in rows[:TIMED_TRAININGS]
+    ]
+    return sum(spans) / len(spans) if spans else None
+
+
+# --- one ----------------------------------------------------------------------------------------
+@login_required
+def training_detail(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
+    """Show one training; `?part=head` and `?part=timeline` are those alone."""
+    rows = TrainingJob.objects.select_related("output_model", "dataset", "base_model", "worker")
+    job = get_visible(rows.defer("manifest"), request.user, pk)
+    waiting = Waiting()
+    notes = [(note, note_sentence(note.code, note.params)) for note in job.notes.all()]
+    context = {
+        "job": job,
+        "place": waiting.position(job),
+        "waiting_reason": waiting.reason(job),
+        "error": job.error(),
+        "model": _product(job, request),
+        "notes": notes,
+        "parameters": _parameters(job),
+    }
+    names = {"head": "_head.html", "timeline": "_timeline.html"}
+    part = request.GET.get("part", "")
+    return render(request, f"training_app/{names.get(part, 'training_detail.html')}", context)
+
+
+def _product(job: TrainingJob, request: HttpRequest) -> DiffusionModel | None:
+    """Return the model that came out, while it exists and may be seen."""
+    if job.output_model_id is None:
+        return None
+    seen = DiffusionModel.objects.visible_to(request.user).select_related("base_model")
+    return seen.filter(pk=job.output_model_id).first()
+
+
+def _parameters(job: TrainingJob) -> list[tuple[Any, list[tuple[Any, Any]]]]:
+    """Return the resolved settings by group, under the words of the form."""
+    resolved = job.resolved_config
+    groups: list[tuple[Any, list[tuple[Any, Any]]]] = []
+    for title, fields in expert_groups():
+        rows = []
+        for field in fields:
+            value = resolved.get(field.name)
+            if field.kind == "choice":
+                value = dict(field.choices).get(str(value), value)
+            elif field.kind == "flag":
+                value = _("yes") if value else _("no")
+            elif field.kind == "texts":
+                value = ", ".join(value or []) or _("from the captions")
+            rows.append((field, value))
+        groups.append((title, rows))
+    return groups
