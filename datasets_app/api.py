@@ -36,7 +36,7 @@ from studio_project import storage
 from studio_project.api import Problem, get_visible, idempotent
 
 FILE = OpenApiResponse(OpenApiTypes.BINARY)
-DATASET_ID = OpenApiParameter("pk", OpenApiTypes.INT, OpenApiParameter.PATH)
+DATASET_ID = OpenApiParameter("id", OpenApiTypes.INT, OpenApiParameter.PATH)
 IMAGE_ID = OpenApiParameter("image_id", OpenApiTypes.INT, OpenApiParameter.PATH)
 CSRF_FIELD = "csrfmiddlewaretoken"
 
@@ -212,7 +212,7 @@ def _find_image(request: Request, pk: str, image_id: str) -> DatasetImage:
 def _refuse_unknown_parts(request: Request) -> None:
     """Refuse parts of a form that would be left unread, by name."""
     unknown = sorted(set(request.data) - {"files", CSRF_FIELD} | (set(request.FILES) - {"files"}))
-    if isinstance(request.data.get("files"), str):
+    if "files" in request.data and "files" not in request.FILES:
         unknown.append("files")
     if unknown:
         message = _("This field is not known here: send files in the repeated field “files”.")

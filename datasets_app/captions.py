@@ -17,7 +17,8 @@ from datasets_app.refusals import Refused
 
 MAX_CAPTION = 2000
 MAX_TEXT_BYTES = 64 * 1024
-MAX_METADATA_BYTES = 16 * 1024 * 1024
+MAX_METADATA_BYTES = 8 * 1024 * 1024
+MAX_CAPTIONS = 10_000  # of one upload; an archive holds half as many files
 METADATA_NAME = "metadata.jsonl"
 CAPTION_KEYS = ("text", "caption", "prompt")
 _BYTE_ORDER_MARKS = (
@@ -138,7 +139,13 @@ class CaptionBook:
         self._used: set[int] = set()
 
     def add(self, world: int, caption: Caption) -> None:
-        """Keep a caption; a later one for the same picture replaces it."""
+        """Keep a caption; a later one for the same picture replaces it.
+
+        Raises:
+            Refused: `too_many_captions`.
+        """
+        if len(self._by_path) + len(self._by_stem) >= MAX_CAPTIONS:
+            raise Refused("too_many_captions", limit=MAX_CAPTIONS)
         shelf = self._by_stem if caption.is_stem else self._by_path
         shelf[world, caption.folder.casefold(), caption.name.casefold()] = caption
 

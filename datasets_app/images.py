@@ -276,7 +276,8 @@ def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
     """Say whether a transform is sRGB to sRGB, whose rounding would alter pixels for nothing."""
     probe = _probe(mode)
     difference = ImageChops.difference(probe.convert("RGB"), _transformed(probe, transform))
-    return max(channel.getextrema()[1] for channel in difference.split()) <= SAME_PROFILE
+    beyond = difference.point(lambda level: level > SAME_PROFILE and 255)
+    return beyond.getbbox() is None
 
 
 # --- writing ------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import errno
 import tempfile
-import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -39,8 +39,9 @@ from studio_project.models import User
 LOOSE = 0  # the world of files that came without an archive
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SUFFIXES = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
-# A decoded picture is up to a hundred times its file: one at a time, however many people upload.
-_DECODING = threading.BoundedSemaphore(1)
+# A decoded picture is up to a hundred times its file: one at a time, however many people upload,
+# and always in the same thread, because each thread keeps the memory it has freed for itself.
+_decoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pictures")
 
 
 class Rejection(TypedDict):
@@ -217,8 +218,7 @@ class Intake:
 
     def _store(self, name: str, stream: BinaryIO, caption: str) -> DatasetImage:
         with _temporary_file() as kept:
-            with _DECODING:
-                picture = keep_picture(stream, kept, max_pixels=settings.STUDIO_MAX_PIXELS)
+            picture = _keep(stream, kept)
             self._refuse_twin(picture)
             storage.require_free_space(picture.size_bytes)
             folder = self.dataset.path
@@ -343,6 +343,13 @@ def _stream(file: UploadedFile) -> BinaryIO:
     if file.file is None:
         raise Refused("empty_file")
     return file.file  # type: ignore[return-value]
+
+
+def _keep(stream: BinaryIO, kept: BinaryIO) -> KeptPicture:
+    """Wait for the thread that decodes."""
+    return _decoder.submit(
+        keep_picture, stream, kept, max_pixels=settings.STUDIO_MAX_PIXELS
+    ).result()
 
 
 @contextmanager

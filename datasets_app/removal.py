@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Collection
 from datetime import timedelta
 
-from django.db import transaction
 from django.utils import timezone
 
 from datasets_app.models import Dataset, DatasetImage
@@ -44,32 +43,25 @@ def collect_garbage(*, grace_seconds: float = GRACE_SECONDS) -> int:
         How many pictures and datasets went.
     """
     oldest = timezone.now() - timedelta(seconds=grace_seconds)
-    removed, last = 0, 0
-    while True:
-        rows = DatasetImage.objects.filter(deleted_at__lte=oldest, pk__gt=last).order_by("pk")
-        batch = list(rows[:BATCH])
-        if not batch:
-            break
-        last = batch[-1].pk
-        removed += _remove(batch)
-    emptied = Dataset.objects.filter(deleted_at__lte=oldest, images=None)
-    for dataset in emptied[:BATCH]:
+    ids = list(DatasetImage.objects.filter(deleted_at__lte=oldest).values_list("pk", flat=True))
+    # All are asked about at once: a guard reads the list of every training that is under way.
+    needed = {pk for guard in _guards for pk in guard(ids)} if ids else set()
+    free = [pk for pk in ids if pk not in needed]
+    for start in range(0, len(free), BATCH):
+        _remove(free[start : start + BATCH])
+    emptied = list(Dataset.objects.filter(deleted_at__lte=oldest, images=None)[:BATCH])
+    for dataset in emptied:
         dataset.delete()
-        removed += 1
-    return removed
+    return len(free) + len(emptied)
 
 
-def _remove(batch: list[DatasetImage]) -> int:
-    ids = {image.pk for image in batch}
-    needed = {pk for guard in _guards for pk in guard(ids)}
-    free = [image for image in batch if image.pk not in needed]
-    with transaction.atomic():
-        DatasetImage.objects.filter(pk__in=[image.pk for image in free]).delete()
-    for image in free:
-        for key in (image.key, image.thumbnail_key):
-            try:
-                storage.delete(key)
-            except OSError as error:
-                # The row is gone, so the sweep of unreferenced files will find it.
-                logger.warning("could not remove %s: %s", key, error)
-    return len(free)
+def _remove(ids: list[int]) -> None:
+    rows = DatasetImage.objects.filter(pk__in=ids)
+    keys = [key for pair in rows.values_list("key", "thumbnail_key") for key in pair]
+    rows.delete()
+    for key in keys:
+        try:
+            storage.delete(key)
+        except OSError as error:
+            # The row is gone, so the sweep of unreferenced files will find it.
+            logger.warning("could not remove %s: %s", key, error)

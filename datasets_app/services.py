@@ -146,11 +146,14 @@ def add_files(user: User, dataset: Dataset, files: Sequence[UploadedFile]) -> Up
     if total_bytes > settings.STUDIO_MAX_REQUEST_BYTES:
         raise request_too_large("request_too_large")
     storage.require_free_space(total_bytes)
-    result = Intake(dataset).take(files)
-    dataset.refresh_from_db()
-    if not result.is_empty:
-        dataset.publish()
-    return result
+    intake = Intake(dataset)
+    try:
+        return intake.take(files)
+    finally:
+        # Also when something broke half-way: what was taken until then is there.
+        dataset.refresh_from_db()
+        if not intake.result.is_empty:
+            dataset.publish()
 
 
 def set_caption(user: User, image: DatasetImage, caption: str) -> DatasetImage:

@@ -64,8 +64,6 @@ def dataset_detail(request: HttpRequest, pk: int) -> HttpResponse:
     if part != "counts":
         chosen = {"uncaptioned": WITHOUT_CAPTION, "small": SMALL}.get(show)
         rows = pictures.filter(chosen) if chosen else pictures
-        context["pictures"], context["next"] = page_by_key(
-            request, rows, PICTURES, part="pictures"
-        )
+        context["pictures"], context["next"] = page_by_key(request, rows, PICTURES, part="pictures")
     names = {"pictures": "_pictures.html", "counts": "_counts.html"}
     return render(request, f"datasets_app/{names.get(part, 'dataset_detail.html')}", context)

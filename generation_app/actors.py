@@ -21,6 +21,7 @@ from models_app.models import DiffusionModel
 from studio_project import storage
 from studio_project.api import Problem
 from studio_project.jobs import ERRORS
+from studio_project.models import Worker
 from studio_project.supervision import (
     Outcome,
     current_device,
@@ -45,13 +46,23 @@ class RefusedError(Exception):
 @dramatiq.actor(queue_name=KIND)
 def generate() -> None:
     """Hear the doorbell: paint until there is nothing to claim."""
-    current_device().on_release(KIND, _engine.release)
+    current_device().on_release(KIND, release_engine)
     run_queue(GenerationJob, run_generation)
 
 
 def ring_doorbell() -> None:
     """Send the doorbell of the generation queue."""
     generate.send()
+
+
+def release_engine() -> None:
+    """Have the engine drop what it keeps warm, because a training needs the device."""
+    _engine.release()
+    _note_cold()
+
+
+def _note_cold() -> None:
+    Worker.objects.filter(pk=current_worker().pk).update(warm=[])
 
 
 def stop_engine() -> None:
@@ -92,9 +103,9 @@ def _missing_images(job: GenerationJob) -> list[int]:
 
 def _prepare(job: GenerationJob, missing: list[int], folder: Path) -> dict[str, Any]:
     """Turn the resolved parameters into a request with local paths."""
-    base, loras = _usable_models(job)
     if not storage.free_space_ok():
         raise RefusedError("disk_full")
+    base, loras = _usable_models(job)
     folder.mkdir(parents=True, exist_ok=True)
     share = current_device().share(KIND)
     parameters = job.parameters
@@ -166,3 +177,5 @@ def _settle(job: GenerationJob, outcome: Outcome) -> None:
         job.fail(code if code in ERRORS else "internal", **params)
     elif outcome.kind == "stopped":
         job.settle_stopped(str(outcome.message.get("how")))
+    elif outcome.settled:  # the engine was killed
+        _note_cold()

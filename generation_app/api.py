@@ -18,6 +18,7 @@ from rest_framework.views import APIView
 from generation_app import services
 from generation_app.models import GeneratedImage, GenerationJob
 from generation_app.serializers import (
+    GenerationEstimateSerializer,
     GenerationSerializer,
     ImageSerializer,
     TextToImageRequestSerializer,
@@ -115,6 +116,16 @@ class TextToImage(APIView):
         response = represent(request, job, 200 if job.is_final else 202)
         response.headers["Preference-Applied"] = f"wait={seconds:.0f}"
         return response
+
+
+class GenerationEstimate(APIView):
+    """How long a request would take."""
+
+    @extend_schema(request=TextToImageRequestSerializer, responses=GenerationEstimateSerializer)
+    def post(self, request: Request) -> Response:
+        """Resolve the values and say how much work they are; nothing is made."""
+        mode = GenerationJob.Mode.TEXT_TO_IMAGE
+        return Response(services.estimate_generation(request.user, mode=mode, body=request.data))
 
 
 class GenerationList(generics.ListAPIView):

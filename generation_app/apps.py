@@ -7,7 +7,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class GenerationAppConfig(AppConfig):
-    """Registers the generation queue and the model listener."""
+    """Registers the generation queue, and what models ask of the generator."""
 
     name = "generation_app"
     verbose_name = _("Generation")
@@ -17,8 +17,10 @@ class GenerationAppConfig(AppConfig):
         from generation_app import actors, files, services
         from generation_app.models import GenerationJob
         from models_app.services import register_model_listener
+        from models_app.texts import register_settings_check
         from studio_project.jobs import register_file_references, register_job_class
 
         register_job_class(GenerationJob, actors.ring_doorbell)
         register_file_references("jobs", files.needed_keys)
         register_model_listener(services.model_changed)
+        register_settings_check(services.check_default_settings)

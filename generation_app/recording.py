@@ -18,7 +18,7 @@ from django.utils import timezone
 from generation_app.models import GeneratedImage, GenerationJob
 from models_app.thumbnails import make_thumbnail
 from studio_project import events, storage
-from studio_project.child_process import Message
+from studio_project.child_output import Message
 from studio_project.models import User, Worker
 
 PREVIEW_SECONDS = 0.5

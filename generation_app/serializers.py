@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.urls import reverse
 from rest_framework import serializers
-from rest_framework.reverse import reverse
 
 from generation_app.engine.request import SCHEDULERS
 from generation_app.models import GeneratedImage, GenerationJob
@@ -49,6 +49,16 @@ class TextToImageRequestSerializer(serializers.Serializer):
     clip_skip = serializers.IntegerField(required=False)
 
 
+class GenerationEstimateSerializer(serializers.Serializer):
+    """How much work a request would be."""
+
+    total_steps = serializers.IntegerField()
+    num_images = serializers.IntegerField()
+    seconds = serializers.FloatField(
+        allow_null=True, help_text="null until something was painted with this base here."
+    )
+
+
 class LoraSerializer(serializers.Serializer):
     """A LoRA as it was resolved."""
 
@@ -71,11 +81,11 @@ class ImageLinkSerializer(serializers.ModelSerializer):
 
     def get_url(self, image: GeneratedImage) -> str:
         """The picture."""
-        return reverse("image-file", [image.pk], request=self.context.get("request"))
+        return reverse("image-file", args=[image.pk])
 
     def get_thumbnail_url(self, image: GeneratedImage) -> str:
         """A small version of it."""
-        return reverse("image-thumbnail", [image.pk], request=self.context.get("request"))
+        return reverse("image-thumbnail", args=[image.pk])
 
 
 class ImageSerializer(ImageLinkSerializer):
@@ -124,11 +134,11 @@ class GenerationSerializer(JobSerializer):
 
     def get_url(self, job: GenerationJob) -> str:
         """Where this job is found."""
-        return reverse("generation-detail", [job.pk], request=self.context.get("request"))
+        return reverse("generation-detail", args=[job.pk])
 
     def get_preview_url(self, job: GenerationJob) -> str:
         """Where the picture in the making is found while the job runs."""
-        return reverse("generation-preview", [job.pk], request=self.context.get("request"))
+        return reverse("generation-preview", args=[job.pk])
 
     def get_model(self, job: GenerationJob) -> NamedModelSerializer:
         """The model that was asked for."""

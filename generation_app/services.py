@@ -64,12 +64,8 @@ def submit_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> Gene
             `model_incompatible`, `invalid` with the fields that are wrong, `disk_full`,
             `storage_full` or `active_jobs_limit`.
     """
-    if mode not in GenerationJob.Mode.values:
-        raise Problem("method_unavailable", _("This site cannot do that yet."), status=404)
-    model = _resolve_named(user, body.get("model"), "model")
-    base = _base_of(user, model)
-    request = _resolve(user, body, model, base)
-    chosen = Chosen(model, base, _choose_loras(user, model, base, request))
+    request, chosen = _understand(user, mode, body)
+    model, base = chosen.model, chosen.base
     storage.require_free_space(WORKING_BYTES)
     jobs.require_stored_room(user)
     job = GenerationJob(
@@ -92,6 +88,46 @@ def submit_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> Gene
         job.announce()
         jobs.ring(GenerationJob.queue_name)
     return job
+
+
+def estimate_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Say how long a request would take, without making it.
+
+    Returns:
+        `total_steps`, `num_images`, and `seconds`: by the last request to this base, None while
+        there was none. Loading a model that is not warm comes on top.
+
+    Raises:
+        Problem: As `submit_generation`.
+    """
+    request, chosen = _understand(user, mode, body)
+    done = GenerationJob.objects.filter(base_model=chosen.base, status=Status.COMPLETED)
+    last = done.order_by("-created_at").values("parameters", "metrics").first()
+    seconds = None
+    if last and last["metrics"].get("seconds"):
+        spent = last["metrics"]["seconds"] - last["metrics"].get("load_seconds", 0.0)
+        seconds = round(spent * _work(request.as_parameters()) / _work(last["parameters"]), 1)
+    return {
+        "total_steps": request.num_inference_steps * request.num_images,
+        "num_images": request.num_images,
+        "seconds": seconds,
+    }
+
+
+def _work(parameters: Mapping[str, Any]) -> int:
+    """Return what the time of a request grows with: pixels, steps and pictures."""
+    pixels = parameters["width"] * parameters["height"]
+    return int(pixels * parameters["num_inference_steps"] * parameters["num_images"])
+
+
+def _understand(user: User, mode: str, body: Mapping[str, Any]) -> tuple[GenerationRequest, Chosen]:
+    """Resolve every value of a request and every model it names."""
+    if mode not in GenerationJob.Mode.values:
+        raise Problem("method_unavailable", _("This site cannot do that yet."), status=404)
+    model = _resolve_named(user, body.get("model"), "model")
+    base = _base_of(user, model)
+    request = _resolve(user, body, model, base)
+    return request, Chosen(model, base, _choose_loras(user, model, base, request))
 
 
 def _resolve_named(user: User, reference: Any, field: str) -> DiffusionModel:
@@ -136,12 +172,18 @@ def _resolve(
             limits=Limits(max_images=user.max_images_per_request),
         )
     except RequestError as error:
-        fields: dict[str, list[str]] = {}
-        for found in error.problems:
-            sentence = _(MESSAGES[found.code]) % found.params
-            fields.setdefault(found.field or "body", []).append(sentence)
+        fields = _sentences(error)
         name, sentences = next(iter(fields.items()))
         raise Problem("invalid", f"{name}: {sentences[0]}", fields=fields) from error
+
+
+def _sentences(error: RequestError) -> dict[str, list[str]]:
+    """Return what is wrong in the reader's language, by field."""
+    fields: dict[str, list[str]] = {}
+    for found in error.problems:
+        sentence = _(MESSAGES[found.code]) % found.params
+        fields.setdefault(found.field or "body", []).append(sentence)
+    return fields
 
 
 def _choose_loras(
@@ -232,6 +274,18 @@ def _announce_deletion(noun: str, pk: int | str, version: int, owner_id: int) ->
 
 
 # --- what other apps ask --------------------------------------------------------------------------
+def check_default_settings(settings: Mapping[str, Any], category: str) -> dict[str, list[str]]:
+    """Return what a request would refuse of a model's default settings, by field."""
+    if category != DiffusionModel.Category.IMAGE:
+        return {}
+    try:
+        # The family only decides what is filled in, and nothing of that is looked at here.
+        resolve_request({"prompt": "", **settings}, architecture="sd1")
+    except RequestError as error:
+        return _sentences(error)
+    return {}
+
+
 def model_changed(model: DiffusionModel, what: str) -> None:
     """End the queued requests that need a model which their owner may no longer use.
 

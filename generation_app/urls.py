@@ -14,6 +14,7 @@ api_urls = [
     re_path(
         r"^generate/text-to-image/?$", api.TextToImage.as_view(), name="generate-text-to-image"
     ),
+    re_path(r"^generate/estimate/?$", api.GenerationEstimate.as_view(), name="generate-estimate"),
     re_path(rf"^generate/{JOB}/?$", api.GenerationDetail.as_view(), name="generation-detail"),
     re_path(
         rf"^generate/{JOB}/cancel/?$", api.GenerationCancel.as_view(), name="generation-cancel"

@@ -31,7 +31,11 @@ class ModelFilter(filters.FilterSet):
         method="keep_usable", label=_("Ready, active and with a usable base.")
     )
     base_model = filters.NumberFilter(
-        field_name="base_model_id", label=_("Id of the base model."), min_value=1
+        field_name="base_model_id",
+        label=_("Id of the base model."),
+        min_value=1,
+        max_value=2**63 - 1,
+        decimal_places=0,
     )
     owner = filters.ChoiceFilter(
         choices=[("me", _("me")), ("site", _("the site"))], method="keep_owner"

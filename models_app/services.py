@@ -265,7 +265,8 @@ def _set_visibility(model: DiffusionModel, visibility: str) -> None:
             message %= {"base": base.shown_title}
             raise Problem("base_not_shared", message, status=409, fields={"visibility": [message]})
         model.write(visibility=Visibility.SHARED)
-        model.publish("changed")
+        # To everyone but its owner it is new, and their pages say so.
+        model.publish("registered")
         return
     _require_unshareable(model)
     # Those who lose it hear of the version before the row's, so that the owner, who gets both

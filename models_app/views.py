@@ -1,7 +1,8 @@
 """Pages about models: the list, and one model.
 
-They only show; every change goes through the REST API, which calls the same services. What trainings
-and pictures tell about a model they put into its page themselves, so that nothing here knows them.
+They only show; every change goes through the REST API, which calls the same services. What
+trainings and pictures tell about a model they put into its page themselves, so that nothing here
+knows them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
+from django.utils.translation import gettext_lazy as _
 
 from models_app.filters import ModelFilter
 from models_app.models import DiffusionModel
@@ -16,6 +18,19 @@ from studio_project.api import get_visible
 from studio_project.paging import page_by_key
 
 CARDS = 24
+SETTING_WORDS = {
+    "width": _("Width"),
+    "height": _("Height"),
+    "num_inference_steps": _("Steps"),
+    "guidance_scale": _("Guidance"),
+    "scheduler": _("Sampler"),
+    "clip_skip": _("Clip skip"),
+    "num_frames": _("Frames"),
+    "fps": _("Frames per second"),
+    "motion_bucket_id": _("Motion"),
+    "noise_aug_strength": _("Added noise"),
+    "decode_chunk_size": _("Frames decoded at once"),
+}
 FILTERS = ("category", "owner", "type", "search")
 
 
@@ -46,6 +61,11 @@ def model_detail(request: HttpRequest, pk: str) -> HttpResponse:
     model = get_visible(rows, request.user, pk)
     context = {
         "model": model,
+        "settings": [
+            (words, model.default_settings[name])
+            for name, words in SETTING_WORDS.items()
+            if name in model.default_settings
+        ],
         "can_edit": DiffusionModel.objects.editable_by(request.user).filter(pk=model.pk).exists(),
     }
     return render(request, "models_app/model_detail.html", context)

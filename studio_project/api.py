@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from django.conf import settings
+from django.contrib.auth.models import AnonymousUser
 from django.core.exceptions import PermissionDenied
 from django.db import IntegrityError, models, transaction
 from django.http import Http404, HttpRequest
@@ -238,7 +239,9 @@ class KeyPagination(pagination.CursorPagination):
     ordering = ("-created_at", "-id")
 
 
-def get_visible(rows: models.QuerySet[Row], user: User, pk: int | str | UUID) -> Row:
+def get_visible(
+    rows: models.QuerySet[Row], user: User | AnonymousUser, pk: int | str | UUID
+) -> Row:
     """Return one row this user may see, or raise 404 as for a row that does not exist."""
     try:
         return rows.visible_to(user).get(pk=pk)  # type: ignore[attr-defined]
@@ -317,4 +320,5 @@ def _answer_again(row: IdempotencyKey, digest: str) -> Response:
             status=status.HTTP_409_CONFLICT,
             headers={"Retry-After": "1"},
         )
-    return Response(row.body, status=row.status)
+    url = row.body.get("url") if row.status in (201, 202) else None
+    return Response(row.body, status=row.status, headers={"Location": url} if url else None)

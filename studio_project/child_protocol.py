@@ -220,7 +220,7 @@ def run_child(
     others = commands or {}
     channel.send("ready", pid=os.getpid())
     for command in channel.commands():
-        name = command.get("cmd")
+        name = str(command.get("cmd"))
         try:
             if name == "run":
                 handler(channel, command.get("request") or {})

@@ -22,12 +22,11 @@ from django.db import DatabaseError
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 
-from studio_project import events
+from studio_project import close_codes, events
 from studio_project.models import ApiToken, User
 
 CLOSE_UNAUTHENTICATED = 4401
 CLOSE_ORIGIN = 4403
-CLOSE_TOO_SLOW = 1013
 CHECK_SECONDS = 15.0
 MAX_WAITING_EVENTS = 200
 TICKET_SALT = "studio.ws-ticket"
@@ -99,9 +98,22 @@ class SessionProof:
 class EventsConsumer(AsyncWebsocketConsumer):
     """``/ws/events/``: opens for a session (with our origin), a token or a ticket."""
 
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serves the socket, and tells its client when the server goes down."""
+        try:
+            await super().__call__(scope, receive, send)
+        except asyncio.CancelledError:
+            for task in getattr(self, "tasks", []):
+                task.cancel()
+            await send({"type": "websocket.close", "code": close_codes.RESTART})
+            raise
+
     async def connect(self) -> None:
         """Checks who asks, joins the groups, and says which protocol is spoken."""
-        headers = {name.decode().lower(): value.decode() for name, value in self.scope["headers"]}
+        headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1")
+            for name, value in self.scope["headers"]
+        }
         self.joined: list[str] = []
         self.tasks: list[asyncio.Task[None]] = []
         self.proof, needs_origin = self._proof(headers)
@@ -127,7 +139,7 @@ class EventsConsumer(AsyncWebsocketConsumer):
         kind, _separator, secret = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
             return TokenProof(secret.strip()), False
-        ticket = parse_qs(self.scope.get("query_string", b"").decode()).get("ticket")
+        ticket = parse_qs(self.scope.get("query_string", b"").decode("latin-1")).get("ticket")
         if ticket:
             return TicketProof(ticket[0]), False
         return SessionProof(self.scope.get("session")), True
@@ -152,7 +164,7 @@ class EventsConsumer(AsyncWebsocketConsumer):
     async def event_message(self, message: dict[str, Any]) -> None:
         """Puts an event in line. A socket that reads too slowly is closed: it fetches anew then."""
         if self.waiting.full():
-            await self.close(code=CLOSE_TOO_SLOW)
+            await self.close(code=close_codes.TRY_AGAIN_LATER)
             return
         self.waiting.put_nowait(message["event"])
 
@@ -184,7 +196,7 @@ def _our_origin(origin: str) -> bool:
     if origin in settings.CSRF_TRUSTED_ORIGINS:
         return True
     # On loopback the site answers to each of its names, at the one port.
-    parts, base = urlsplit(origin), urlsplit(settings.STUDIO_BASE_URL)
+    base = urlsplit(settings.STUDIO_BASE_URL)
     port = f":{base.port}" if base.port else ""
-    hosts = {f"{host}{port}" for host in settings.ALLOWED_HOSTS}
-    return settings.IS_LOOPBACK and parts.scheme == base.scheme and parts.netloc in hosts
+    ours = {f"{base.scheme}://{host}{port}" for host in settings.ALLOWED_HOSTS}
+    return settings.IS_LOOPBACK and origin in ours

@@ -234,6 +234,6 @@ def _client(url: str) -> redis.Redis:
 
 def _redis() -> redis.Redis | None:
     """The Redis of the site; ``None`` where the broker is not one (tests)."""
-    if not settings.DRAMATIQ_BROKER["BROKER"].endswith("RedisBroker"):
+    if not str(settings.DRAMATIQ_BROKER["BROKER"]).endswith("RedisBroker"):
         return None
     return _client(settings.STUDIO_REDIS_URL)

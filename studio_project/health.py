@@ -28,7 +28,7 @@ def database_answers() -> bool:
 
 def redis_answers() -> bool:
     """Whether Redis answers; without it jobs and pages go on, only slower."""
-    if not settings.DRAMATIQ_BROKER["BROKER"].endswith("RedisBroker"):
+    if not str(settings.DRAMATIQ_BROKER["BROKER"]).endswith("RedisBroker"):
         return True
     client = redis.Redis.from_url(
         settings.STUDIO_REDIS_URL,
@@ -65,8 +65,8 @@ def check(name: str) -> bool:
     """Does one of ``CHECKS``; a failure is logged with its reason and is ``False``."""
     try:
         return CHECKS[name]()
-    except Exception:
-        logger.exception("the check of %s failed", name)
+    except Exception as error:
+        logger.warning("the check of %s failed: %r", name, error)
         return False
 
 

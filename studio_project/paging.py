@@ -1,4 +1,4 @@
-"""Pages of a list by key, never by offset: newest first, the next page begins after the last row."""
+"""Pages of a list by key, never by offset: newest first, the next begins after the last row."""
 
 from __future__ import annotations
 

@@ -53,13 +53,15 @@ class Log:
                 # The terminal has gone; the site goes on.
                 return
 
-    def follow(self, name: str, stream: IO[bytes]) -> threading.Thread:
+    def follow(self, name: str, stream: IO[bytes], unsaid: Sequence[str] = ()) -> threading.Thread:
         """Copies a process's output until it ends."""
 
         def copy() -> None:
             with stream:
-                for line in stream:
-                    self.write(name, line.decode("utf-8", "replace").rstrip())
+                for data in stream:
+                    line = data.decode("utf-8", "replace").rstrip()
+                    if not any(text in line for text in unsaid):
+                        self.write(name, line)
 
         thread = threading.Thread(target=copy, name=f"log-{name}", daemon=True)
         thread.start()
@@ -75,12 +77,14 @@ class Service:
         command: Program and arguments.
         env: Its environment.
         stop_seconds: How long it may take to stop before it is killed.
+        unsaid: Lines with one of these texts are left out of the log.
     """
 
     name: str
     command: Sequence[str]
     env: Mapping[str, str]
-    stop_seconds: float = 10.0
+    stop_seconds: float = 20.0
+    unsaid: Sequence[str] = ()
     process: subprocess.Popen[bytes] | None = None
     failures: int = 0
     started_at: float = 0.0
@@ -105,7 +109,7 @@ class Service:
         self.started_at = time.monotonic()
         self.start_again_at = 0.0
         assert self.process.stdout is not None  # noqa: S101
-        self._follower = log.follow(self.name, self.process.stdout)
+        self._follower = log.follow(self.name, self.process.stdout, self.unsaid)
 
     def look_after(self, log: Log, cwd: Path) -> None:
         """Starts the process again if it has ended, after a pause that grows with each failure."""

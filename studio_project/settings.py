@@ -84,8 +84,11 @@ SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = LANGUAGE_COOKIE_SAMESITE = "Lax"
 SECURE_SSL_REDIRECT = _secure and _read("bool", "SSL_REDIRECT", True)
 SECURE_HSTS_SECONDS = 31_536_000 if _secure else 0
-if _read("bool", "BEHIND_PROXY", False):
+STUDIO_BEHIND_PROXY = _read("bool", "BEHIND_PROXY", False)
+if STUDIO_BEHIND_PROXY:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+# Limits count by address: behind a proxy the visitor's is the last one the proxy added.
+ALLAUTH_TRUSTED_PROXY_COUNT = 1 if STUDIO_BEHIND_PROXY else 0
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 CONTENT_SECURITY_POLICY = {
@@ -263,6 +266,12 @@ if STUDIO_STORAGE_URL:
             f"STUDIO_STORAGE_URL is {STUDIO_STORAGE_URL!r}; give it as s3://bucket?endpoint=https://…"
         )
     _query = parse_qs(_storage.query)
+    # Pictures are answered with a redirect to a signed URL there.
+    _endpoint = urlsplit(_query.get("endpoint", ["https://*.amazonaws.com"])[0])
+    for _directive in ("img-src", "connect-src"):
+        CONTENT_SECURITY_POLICY["DIRECTIVES"][_directive].append(
+            f"{_endpoint.scheme}://{_endpoint.netloc}"
+        )
     STORAGES["default"] = {
         "BACKEND": "storages.backends.s3.S3Storage",
         "OPTIONS": {
@@ -323,10 +332,11 @@ REST_FRAMEWORK = {
     "DEFAULT_PAGINATION_CLASS": "studio_project.api.KeyPagination",
     "DEFAULT_FILTER_BACKENDS": ["django_filters.rest_framework.DjangoFilterBackend"],
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
-    "DEFAULT_THROTTLE_RATES": {"tokens": "5/min", "ws-ticket": "60/min"},
+    "DEFAULT_THROTTLE_RATES": {"tokens": "20/min", "ws-ticket": "60/min"},
     "EXCEPTION_HANDLER": "studio_project.api.problem_response",
     "NON_FIELD_ERRORS_KEY": "body",
     "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
+    "NUM_PROXIES": 1 if STUDIO_BEHIND_PROXY else 0,
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }
 SPECTACULAR_SETTINGS = {
@@ -379,7 +389,7 @@ LOGGING = {
     },
     "root": {"handlers": ["console"], "level": _read("str", "LOG_LEVEL", "INFO").upper()},
     "loggers": {
-        "daphne.http_protocol": {"level": "WARNING"},
+        "daphne": {"level": "WARNING"},
         "django.channels.server": {"level": "WARNING"},
     },
 }

@@ -15,7 +15,7 @@ from rest_framework import generics, serializers
 from rest_framework.authentication import BasicAuthentication
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.throttling import ScopedRateThrottle
+from rest_framework.throttling import ScopedRateThrottle, SimpleRateThrottle
 from rest_framework.views import APIView
 
 from datasets_app.captions import MAX_CAPTION
@@ -28,7 +28,7 @@ from studio_project.api import (
     StrictSerializer,
 )
 from studio_project.consumers import TICKET_SALT
-from studio_project.consumers import TICKET_SALT
+from studio_project.event_schemas import EVENT_SCHEMAS
 from studio_project.models import ApiToken, AuditEntry
 from studio_project.queue import queue_overview
 from training_app.trainer.config import TrainingConfig
@@ -50,17 +50,31 @@ class IssuedTokenSerializer(TokenSerializer):
     token = serializers.CharField(read_only=True)
 
 
+class TokenThrottle(SimpleRateThrottle):
+    """Limits tries by address, so that wrong passwords count too."""
+
+    scope = "tokens"
+
+    def get_cache_key(self, request: Request, view: APIView) -> str:
+        """Count by address; asking who it is would already try the password."""
+        ident = self.get_ident(request)
+        return self.cache_format % {"scope": self.scope, "ident": ident}
+
+
 class TokenList(generics.ListAPIView):
     """My living tokens; POST makes one, with HTTP Basic from a script or from the account page."""
 
     authentication_classes = (BearerAuthentication, SessionAuthentication, BasicAuthentication)
     serializer_class = TokenSerializer
-    throttle_scope = "tokens"
+    throttle_classes = ()
     filter_backends = ()
 
-    def get_throttles(self) -> list[Any]:
-        """Limit making tokens as sign-in is limited, and leave listing alone."""
-        return [ScopedRateThrottle()] if self.request.method == "POST" else []
+    def perform_authentication(self, request: Request) -> None:
+        """Count a try before its password is looked at; listing is not limited."""
+        throttle = TokenThrottle()
+        if request.method == "POST" and not throttle.allow_request(request, self):
+            self.throttled(request, throttle.wait())
+        super().perform_authentication(request)
 
     def get_queryset(self) -> Any:
         """My tokens that still open something."""
@@ -148,13 +162,24 @@ class Options(APIView):
                 },
                 "stored_bytes": request.user.stored_bytes,
                 "schedulers": list(SCHEDULERS),
-                "generation": dataclasses.asdict(Limits()),
+                "generation": {
+                    **dataclasses.asdict(Limits()),
+                    "max_images": request.user.max_images_per_request,
+                },
                 "training": {
-                    field.name: dict(field.metadata)
-                    for field in dataclasses.fields(TrainingConfig)
+                    field.name: dict(field.metadata) for field in dataclasses.fields(TrainingConfig)
                 },
             }
         )
+
+
+class EventSchemas(APIView):
+    """The JSON schema of every event on `/ws/events/`, by its type."""
+
+    @extend_schema(responses=OpenApiTypes.OBJECT)
+    def get(self, request: Request) -> Response:
+        """Return the schemas."""
+        return Response(EVENT_SCHEMAS)
 
 
 class Queue(APIView):
@@ -164,3 +189,15 @@ class Queue(APIView):
     def get(self, request: Request) -> Response:
         """Return what the queue page shows."""
         return Response(queue_overview(request.user))
+
+
+class Unknown(APIView):
+    """Whatever else is asked for below `/api/`."""
+
+    schema = None
+
+    permission_classes = ()
+
+    def http_method_not_allowed(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """Say that there is no such route."""
+        raise Problem("not_found", _("The API has no such route."), status=404)

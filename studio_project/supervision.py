@@ -21,7 +21,8 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
 
 from studio_project import jobs
-from studio_project.child_process import Child, Message, merge_steps
+from studio_project.child_output import Message, merge_steps
+from studio_project.child_process import Child
 from studio_project.device_share import Device, DeviceShare
 from studio_project.jobs import InvalidTransition, Job, JobLost
 from studio_project.models import Worker

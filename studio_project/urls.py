@@ -14,6 +14,8 @@ import models_app.urls
 import training_app.urls
 from studio_project import health, invitations, site_api, views
 
+handler400 = "studio_project.views.bad_request"
+
 api_urls = [
     *datasets_app.urls.api_urls,
     *models_app.urls.api_urls,
@@ -24,6 +26,7 @@ api_urls = [
     re_path(r"^ws-ticket/?$", site_api.Ticket.as_view(), name="ws-ticket"),
     re_path(r"^options/?$", site_api.Options.as_view(), name="options"),
     re_path(r"^queue/?$", site_api.Queue.as_view(), name="queue-api"),
+    re_path(r"^schema/events/?$", site_api.EventSchemas.as_view(), name="event-schemas"),
     re_path(r"^schema/?$", SpectacularAPIView.as_view(), name="schema"),
     re_path(
         r"^docs/?$",
@@ -33,6 +36,7 @@ api_urls = [
         ),
         name="api-docs",
     ),
+    re_path(r"", site_api.Unknown.as_view(), name="unknown-api"),
 ]
 urlpatterns = [
     path("", views.home, name="home"),

@@ -7,8 +7,10 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.decorators import login_required
-from django.http import HttpRequest, HttpResponse
+from django.core.exceptions import DisallowedHost
+from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest
 from django.shortcuts import redirect, render
+from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils import timezone, translation
 from django.utils.http import url_has_allowed_host_and_scheme
@@ -19,7 +21,7 @@ from generation_app.models import GeneratedImage
 from models_app.models import DiffusionModel
 from studio_project.jobs import Job, job_classes
 from studio_project.models import ApiToken, User, Worker
-from studio_project.queue import Waiting, seen_workers
+from studio_project.waiting import Waiting, seen_workers
 from training_app.models import TrainingJob
 
 LIVE = (Job.Status.PENDING, Job.Status.QUEUED, Job.Status.RUNNING, Job.Status.PAUSED)
@@ -54,14 +56,28 @@ class Steps:
         return "done" if self.has_image else "generate"
 
 
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Say what is wrong with a request; a wrong host is named with the setting that allows it."""
+    context = {"host": request.META.get("HTTP_HOST", "")}
+    if not isinstance(exception, DisallowedHost):
+        context = {}
+    return HttpResponseBadRequest(render_to_string("400.html", context))
+
+
 @login_required
 def home(request: HttpRequest) -> HttpResponse:
     """Show the next sensible step, and what runs and what has just finished."""
     user = _user(request)
-    trained = DiffusionModel.objects.usable_by(user).filter(owner=user).select_related("owner", "base_model")
+    trained = (
+        DiffusionModel.objects.usable_by(user)
+        .filter(owner=user)
+        .select_related("owner", "base_model")
+    )
     images = list(GeneratedImage.objects.visible_to(user)[:FINISHED_PICTURES])
     trainings = list(TrainingJob.objects.visible_to(user)[:RECENT_TRAININGS])
-    datasets = list(Dataset.objects.visible_to(user).filter(owner=user).with_cover()[:RECENT_TRAININGS])
+    datasets = list(
+        Dataset.objects.visible_to(user).filter(owner=user).with_cover()[:RECENT_TRAININGS]
+    )
     filled = [dataset for dataset in datasets if dataset.num_items]
     steps = Steps(
         dataset=next(iter(filled or datasets), None),

@@ -20,6 +20,7 @@ from django.conf import settings
 from django.db import DatabaseError, close_old_connections, connections
 from django.db.models.functions import Now
 from django.utils.module_loading import autodiscover_modules
+from dramatiq.common import q_name
 
 from studio_project import child_process, jobs, site_marker, supervision
 from studio_project.devices import DeviceInfo
@@ -43,7 +44,7 @@ class Listener(dramatiq.Worker):
         self.queue_prefetch = 1
 
     def _add_consumer(self, queue_name: str, *, delay: bool = False) -> None:
-        if not delay:
+        if queue_name == q_name(queue_name):
             super()._add_consumer(queue_name)
 
     def listen(self, wanted: bool) -> None:

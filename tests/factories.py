@@ -52,7 +52,9 @@ def make_base_of(folder: Path, name: str = "Tiny", **fields: Any) -> DiffusionMo
     return make_base(name, sha256=digest.hexdigest(), **values, **fields)
 
 
-def make_lora(owner: User, base: DiffusionModel, name: str = "Fox", **fields: Any) -> DiffusionModel:
+def make_lora(
+    owner: User, base: DiffusionModel, name: str = "Fox", **fields: Any
+) -> DiffusionModel:
     """Make a ready LoRA; its file is not there."""
     values: dict[str, Any] = {
         "title": name,
@@ -64,6 +66,12 @@ def make_lora(owner: User, base: DiffusionModel, name: str = "Fox", **fields: An
     }
     values = {**values, **fields}
     return DiffusionModel.objects.create(name=name, owner=owner, base_model=base, **values)
+
+
+def content_of(key: str) -> bytes:
+    """Return the bytes of a stored file."""
+    with storage.open_key(key) as handle:
+        return handle.read()
 
 
 def picture(color: str, *, size: tuple[int, int] = (64, 64), kind: str = "PNG") -> bytes:
@@ -105,7 +113,9 @@ def make_training(owner: User, **fields: Any) -> TrainingJob:
     return TrainingJob.objects.create(owner=owner, **{**values, **fields})
 
 
-def make_generation(owner: User, model: DiffusionModel | None = None, **fields: Any) -> GenerationJob:
+def make_generation(
+    owner: User, model: DiffusionModel | None = None, **fields: Any
+) -> GenerationJob:
     """Make a request row with resolved parameters."""
     parameters = {
         "prompt": "a fox",

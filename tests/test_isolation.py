@@ -45,6 +45,7 @@ PUBLIC = {
     "readyz",
     "set_language",
     "set_theme",
+    "unknown-api",
 }
 # One's own things only, without naming an object.
 OWN = {
@@ -55,7 +56,9 @@ OWN = {
     "account_settings",
     "api-docs",
     "dataset-list",
+    "event-schemas",
     "dataset_list",
+    "generate-estimate",
     "generate-text-to-image",
     "generation-list",
     "home",
@@ -76,6 +79,7 @@ OWN = {
     "schema",
     "text_to_image",
     "token-list",
+    "training-estimate",
     "training-list",
     "training_list",
     "training_new",
@@ -172,7 +176,9 @@ def world(alice: User) -> World:
     return World(
         alice,
         {
-            **dict.fromkeys(["dataset_detail", "dataset-detail", "dataset-images"], {"pk": dataset.pk}),
+            **dict.fromkeys(
+                ["dataset_detail", "dataset-detail", "dataset-images"], {"pk": dataset.pk}
+            ),
             "dataset-image-detail": picture,
             "dataset-image-file": picture,
             "dataset-image-thumbnail": picture,

@@ -93,9 +93,9 @@ def _train(job: TrainingJob, request: dict[str, Any], recorder: Recorder) -> Out
 def _prepare(job: TrainingJob, folder: Path, recorder: Recorder) -> dict[str, Any]:
     """Turn the frozen manifest into a request with local paths."""
     job.write_progress(phase="preparing")
-    base = _usable_base(job)
     if not storage.free_space_ok():
         raise RefusedError("disk_full")
+    base = _usable_base(job)
     workplace.tidy()
     resume_folder = _fetch_checkpoints(job, folder / "resume", recorder)
     images = _local_images(job)

@@ -27,6 +27,8 @@ from training_app.serializers import (
     SampleSerializer,
     TrainingCreateSerializer,
     TrainingEditSerializer,
+    TrainingEstimateSerializer,
+    TrainingPlanSerializer,
     TrainingProgressSerializer,
     TrainingSerializer,
 )
@@ -104,6 +106,17 @@ class TrainingList(generics.ListAPIView):
         asked.is_valid(raise_exception=True)
         job = services.create_training(request.user, **asked.validated_data)
         return represent(request, job, 201)
+
+
+class TrainingEstimate(APIView):
+    """How long a training would take."""
+
+    @extend_schema(request=TrainingPlanSerializer, responses=TrainingEstimateSerializer)
+    def post(self, request: Request) -> Response:
+        """Resolve the settings and say how much work they are; nothing is made."""
+        asked = TrainingPlanSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        return Response(services.estimate_training(request.user, **asked.validated_data))
 
 
 class TrainingDetail(APIView):

@@ -15,7 +15,6 @@ class TrainingAppConfig(AppConfig):
     def ready(self) -> None:
         """Register what needs the models to be loaded."""
         from datasets_app.services import register_image_guard
-
         from models_app.services import register_model_listener
         from studio_project.jobs import register_file_references, register_job_class
         from training_app import actors, files, services

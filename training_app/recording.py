@@ -18,7 +18,7 @@ from PIL import Image
 
 from models_app.thumbnails import make_thumbnail
 from studio_project import events, storage
-from studio_project.child_process import Message
+from studio_project.child_output import Message
 from training_app import files
 from training_app.models import (
     TrainingCheckpoint,

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.urls import reverse
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
-from rest_framework.reverse import reverse
 
 from studio_project.api import StrictSerializer
 from studio_project.job_serializers import FiniteField, JobProgressSerializer, JobSerializer
@@ -27,16 +27,32 @@ class OutputModelSerializer(serializers.Serializer):
     title = serializers.CharField()
 
 
-class TrainingCreateSerializer(StrictSerializer):
-    """What a new training is made of."""
+class TrainingPlanSerializer(StrictSerializer):
+    """What a training would be made of."""
 
     dataset_id = serializers.IntegerField(min_value=1, max_value=LARGEST_ID)
     base_model_id = serializers.IntegerField(min_value=1, max_value=LARGEST_ID)
     type = serializers.CharField(default="lora", help_text="lora")
-    title = serializers.CharField(max_length=200, required=False, allow_blank=True, default="")
     config = serializers.DictField(
         required=False,
         help_text="Any of the settings under `training` in /api/options/; the rest is resolved.",
+    )
+
+
+class TrainingCreateSerializer(TrainingPlanSerializer):
+    """What a new training is made of."""
+
+    title = serializers.CharField(max_length=200, required=False, allow_blank=True, default="")
+
+
+class TrainingEstimateSerializer(serializers.Serializer):
+    """How much work a training would be."""
+
+    total_steps = serializers.IntegerField()
+    num_images = serializers.IntegerField()
+    passes_per_image = serializers.FloatField()
+    seconds = serializers.IntegerField(
+        allow_null=True, help_text="null until something was trained on this base here."
     )
 
 
@@ -78,7 +94,7 @@ class TrainingSerializer(TrainingProgressSerializer, JobSerializer):
 
     def get_url(self, job: TrainingJob) -> str:
         """Where this training is found."""
-        return reverse("training-detail", [job.pk], request=self.context.get("request"))
+        return reverse("training-detail", args=[job.pk])
 
     def get_output_path(self, job: TrainingJob) -> str | None:
         """The storage key of the weights; for staff only."""
@@ -131,7 +147,7 @@ class SampleSerializer(serializers.ModelSerializer):
         return self._reverse("training-sample-thumbnail", sample)
 
     def _reverse(self, name: str, sample: TrainingSample) -> str:
-        return reverse(name, [sample.job_id, sample.pk], request=self.context.get("request"))
+        return reverse(name, args=[sample.job_id, sample.pk])
 
 
 class NoteSerializer(serializers.ModelSerializer):

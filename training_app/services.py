@@ -6,6 +6,7 @@ Each verb checks, writes and rings; none of them trains. Problems are raised as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -13,6 +14,7 @@ from django.db import transaction
 from django.db.models import F, Max
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from datasets_app.models import Dataset, DatasetImage
 from models_app.models import DiffusionModel
@@ -139,6 +141,38 @@ def _resolve(asked: Mapping[str, Any], base: DiffusionModel, num_images: int) ->
         raise Problem("invalid", f"{name}: {sentence}", fields={name: [sentence]}) from error
 
 
+def estimate_training(
+    user: User,
+    *,
+    dataset_id: int,
+    base_model_id: int,
+    type: str = TrainingJob.Type.LORA,
+    config: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Say how long a training would take, without making it.
+
+    Returns:
+        `total_steps`, `num_images`, `passes_per_image`, and `seconds`: by the speed of the last
+        training on this base, None while there was none.
+
+    Raises:
+        Problem: As `create_training`.
+    """
+    dataset = _find_dataset(user, dataset_id)
+    base = _find_base(user, base_model_id)
+    _check_method(type, base)
+    resolved = _resolve(dict(config or {}), base, dataset.num_items)
+    done = TrainingJob.objects.filter(base_model=base, images_per_second__gt=0)
+    speed = done.order_by("-created_at").values_list("images_per_second", flat=True).first()
+    images = resolved.max_train_steps * resolved.effective_batch_size
+    return {
+        "total_steps": resolved.max_train_steps,
+        "num_images": dataset.num_items,
+        "passes_per_image": round(resolved.passes_per_image(dataset.num_items), 1),
+        "seconds": math.ceil(images / speed) if speed else None,
+    }
+
+
 # --- start ----------------------------------------------------------------------------------------
 def start_training(user: User, job: TrainingJob) -> TrainingJob:
     """Freeze the inputs of a pending training and put it into the queue.
@@ -203,7 +237,11 @@ def _require_words(images: list[DatasetImage], trigger_word: str) -> None:
     more = "…" if len(silent) > NAMED_PICTURES else ""
     raise Problem(
         "captions_missing",
-        _("%(count)d pictures have no caption and there is no trigger word: %(names)s")
+        ngettext(
+            "%(count)d picture has no caption and there is no trigger word: %(names)s",
+            "%(count)d pictures have no caption and there is no trigger word: %(names)s",
+            len(silent),
+        )
         % {"count": len(silent), "names": named + more},
         hint=_("Write captions for them, or give the training a trigger word."),
         images=[{"id": image.pk, "name": image.original_name} for image in silent],

@@ -11,6 +11,7 @@ SAMPLE = rf"^training/{JOB}/samples/(?P<sample_id>\d{{1,18}})"
 
 api_urls = [
     re_path(r"^training/?$", api.TrainingList.as_view(), name="training-list"),
+    re_path(r"^training/estimate/?$", api.TrainingEstimate.as_view(), name="training-estimate"),
     re_path(rf"^training/{JOB}/?$", api.TrainingDetail.as_view(), name="training-detail"),
     re_path(rf"^training/{JOB}/start/?$", api.TrainingStart.as_view(), name="training-start"),
     re_path(rf"^training/{JOB}/cancel/?$", api.TrainingCancel.as_view(), name="training-cancel"),

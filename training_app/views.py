@@ -21,7 +21,7 @@ from models_app.models import DiffusionModel
 from studio_project.api import get_visible
 from studio_project.models import User
 from studio_project.paging import page_by_key
-from studio_project.queue import Waiting
+from studio_project.waiting import Waiting
 from training_app.forms import PRESETS, expert_groups
 from training_app.models import TrainingJob
 from training_app.services import TRAINABLE_ARCHITECTURES

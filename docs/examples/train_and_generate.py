@@ -7,6 +7,7 @@ Beyond the standard library it needs one package: pip install websockets
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -25,8 +26,8 @@ HEADERS = {"Authorization": f"Bearer {os.environ.get('STUDIO_TOKEN', '')}"}
 def call(method: str, path: str, body: Any = None, kind: str = "application/json") -> Any:
     """Send one request; an error's problem+json text ends the script."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode() if body else None
-    every = {**HEADERS, "Content-Type": kind}
-    request = urllib.request.Request(SITE + path, data, every, method=method)
+    url = path if "://" in path else SITE + path
+    request = urllib.request.Request(url, data, {**HEADERS, "Content-Type": kind}, method=method)
     try:
         with urllib.request.urlopen(request) as answer:
             raw = answer.read()
@@ -46,15 +47,12 @@ def upload(dataset: int, folder: Path) -> Any:
     return call("POST", f"/api/datasets/{dataset}/images/", body, kind)
 
 
-def follow(socket: Any, path: str, job: str) -> Any:
-    """Wait for a job on the event socket; the database, not the event, is the truth."""
-    state = call("GET", path)
-    while state["status"] not in ("completed", "failed", "canceled"):
-        event = json.loads(socket.recv())
-        if event.get("id") == job:
-            print(f"  {event['status']} {event['progress']:.0%}", end="\r", flush=True)
-            if event["status"] in ("completed", "failed", "canceled"):
-                state = call("GET", path)
+def follow(socket: Any, path: str) -> Any:
+    """Wait for a job: an event only says when to look, the answer is the truth."""
+    while (state := call("GET", path))["status"] not in ("completed", "failed", "canceled"):
+        print(f"  {state['status']} {state['progress']:.0%}", end="\r", flush=True)
+        with contextlib.suppress(TimeoutError):
+            socket.recv(timeout=10)
     print(f"  {state['status']}      ")
     return state if state["status"] == "completed" else sys.exit(str(state["error"]))
 
@@ -63,16 +61,18 @@ def main(folder: str, trigger_word: str, prompt: str) -> None:
     """Run the whole chain and save the pictures beside this script's caller."""
     dataset = call("POST", "/api/datasets/", {"name": Path(folder).name, "type": "image"})["id"]
     print(f"uploaded {len(upload(dataset, Path(folder))['created'])} pictures")
-    ready = call("GET", "/api/models/?category=image&type=base_model&availability=ready")["results"]
+    ready = call("GET", "/api/models/?type=base_model&architecture=sd1&availability=ready")[
+        "results"
+    ]
     wish = {"dataset_id": dataset, "base_model_id": ready[0]["id"], "type": "lora"}
     wish["config"] = {"trigger_word": trigger_word}
     with connect(SITE.replace("http", "ws", 1) + "/ws/events/", additional_headers=HEADERS) as ws:
         job = call("POST", "/api/training/", wish)["id"]
         call("POST", f"/api/training/{job}/start")
-        model = follow(ws, f"/api/training/{job}/progress", job)["output_model"]
+        model = follow(ws, f"/api/training/{job}/progress")["output_model"]
         ask = {"model": model["id"], "prompt": prompt, "num_images": 2, "seed": 1}
         job = call("POST", "/api/generate/text-to-image", ask)["id"]
-        for image in follow(ws, f"/api/generate/{job}", job)["images"]:
+        for image in follow(ws, f"/api/generate/{job}")["images"]:
             Path(f"{image['seed']}.png").write_bytes(call("GET", image["url"]))
 
 

@@ -35,11 +35,11 @@ MAX_CRASHES = 3
 LOG_TAIL_CHARACTERS = 32_000
 
 
-class InvalidTransition(Exception):  # noqa: N818
+class InvalidTransition(Exception):
     """The job is not in a state from which this step is possible (any more)."""
 
 
-class JobLost(Exception):  # noqa: N818
+class JobLost(Exception):
     """The job belongs to somebody else by now: kill the child and write nothing more."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,9 +70,3 @@ def guards(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     own: list[Any] = []
     monkeypatch.setattr(removal, "_guards", own)
     return own
-
-
-@pytest.fixture(autouse=True)
-def _quiet(caplog: pytest.LogCaptureFixture) -> None:
-    """Refusals are answers, not incidents: no test of them may log an error."""
-    caplog.set_level(logging.ERROR)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from datasets_app import captions
 from datasets_app.captions import (
     MAX_CAPTION,
     MAX_METADATA_BYTES,
@@ -142,6 +143,16 @@ def test_a_text_beside_the_picture_goes_before_metadata() -> None:
     assert book.find(0, "", "fox.png").text == "from metadata"  # type: ignore[union-attr]
     book.add(0, stem("", "fox", "from text"))
     assert book.find(0, "", "fox.png").text == "from text"  # type: ignore[union-attr]
+
+
+def test_an_upload_holds_so_many_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captions, "MAX_CAPTIONS", 3)
+    book = CaptionBook()
+    for index in range(3):
+        book.add(0, stem("", str(index), "x"))
+    with pytest.raises(Refused) as caught:
+        book.add(0, stem("", "more", "x"))
+    assert caught.value.code in SENTENCES
 
 
 def test_unused_captions_are_known() -> None:

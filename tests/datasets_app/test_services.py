@@ -402,7 +402,7 @@ def test_texts_beside_pictures_become_their_captions(alice: User, foxes: Dataset
     files = {
         "b.txt": b"second fox",
         "a.png": png(1),
-        "A.TXT": "premier renard\n".encode(),
+        "A.TXT": b"premier renard\n",
         "b.webp": makers.encoded(makers.gradient(2), "WEBP", lossless=True),
         "c.png": png(3),
     }
@@ -567,7 +567,7 @@ def test_an_archive_that_lies_stops_where_it_is_caught(
 def test_pictures_that_a_training_needs_outlive_their_dataset(
     alice: User, foxes: Dataset, guards: list[Any], stored_files: Files
 ) -> None:
-    kept, free = add(alice, foxes, {"a.png": png(1), "b.png": png(2)}).created
+    kept, _free = add(alice, foxes, {"a.png": png(1), "b.png": png(2)}).created
     needed = {kept.pk}
     services.register_image_guard(lambda ids: needed & set(ids))
     services.delete_dataset(alice, foxes)

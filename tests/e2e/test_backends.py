@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ON_BOTH_DATABASES = [
     "tests/test_isolation.py",
     "tests/studio_project/test_jobs.py",
+    "tests/studio_project/test_jobs_claiming.py",
+    "tests/studio_project/test_jobs_sweeping.py",
 ]
 
 

@@ -84,6 +84,18 @@ def test_a_bad_request_names_the_field(
     assert not GenerationJob.objects.exists()
 
 
+def test_an_estimate_makes_nothing(api: Api, alice: User, base: DiffusionModel) -> None:
+    client, path = api(alice), "/api/generate/estimate"
+    body = {"model": "Base", "num_images": 2, "num_inference_steps": 8}
+    assert client.post(path, body).json() == {
+        "total_steps": 16, "num_images": 2, "seconds": None,
+    }  # fmt: skip
+    make_generation(alice, base, status="completed", metrics={"seconds": 3.0, "load_seconds": 1.0})
+    assert client.post(path, body).json()["seconds"] == 8.0
+    assert client.post(path, {"model": "Nothing"}).status_code == 404
+    assert GenerationJob.objects.count() == 1
+
+
 def test_nan_is_refused(api: Api, alice: User, base: DiffusionModel) -> None:
     body = b'{"model": "Base", "guidance_scale": NaN}'
     answer = api(alice).post(TEXT_TO_IMAGE, body, content_type="application/json")

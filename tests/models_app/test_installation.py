@@ -17,6 +17,7 @@ from models_app import installation
 from models_app.hub import HubError
 from models_app.models import DiffusionModel
 from models_app.registry import REMOTE_MODELS, STARTER, STARTER_FOLDER
+from models_app.texts import check_default_settings
 from studio_project import storage
 from studio_project.models import User
 from tests.models_app.fake_hub import REVISION, FakeHub, contents_of, serving
@@ -171,6 +172,12 @@ def test_the_real_starter_is_installed() -> None:
     assert model.architecture == "sd1"
     assert model.size_bytes <= 20_000_000
     assert (model.weights_folder() / "model_index.json").is_file()
+
+
+def test_the_generator_accepts_the_seeds_defaults() -> None:
+    for known in (STARTER, *REMOTE_MODELS):
+        settings = check_default_settings(known.default_settings, known.category)
+        assert settings == known.default_settings
 
 
 # --- folders ------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ def test_sharing_tells_everyone(make_lora: Make, alice: User, sent: Sent) -> Non
     sent.clear()
     services.share(alice, model, "shared")
     assert [(g, e["type"], e["visibility"]) for g, e in sent] == [
-        ("studio", "diffusion_model.changed", "shared")
+        ("studio", "diffusion_model.registered", "shared")
     ]
 
 

@@ -34,7 +34,9 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, Any]]]:
     """Collect what would go to the channel layer: groups and message."""
     messages: list[tuple[list[str], dict[str, Any]]] = []
-    monkeypatch.setattr(events, "deliver", lambda groups, message: messages.append((groups, message)))
+    monkeypatch.setattr(
+        events, "deliver", lambda groups, message: messages.append((groups, message))
+    )
     monkeypatch.setattr(events._queue_bell, "_last_sent", 0.0)
     return messages
 

@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from studio_project.child_process import Child, LogTail, Mailbox, spawn, stop_children
+from studio_project.child_output import LogTail, Mailbox
+from studio_project.child_process import Child, spawn, stop_children
 from tests.studio_project.conftest import wait_until
 
 SCRIPTED = "tests.studio_project.children.scripted"
@@ -111,7 +112,7 @@ def test_prints_and_garbage_go_to_the_log_and_not_into_the_messages(start: Start
     run(
         child,
         ("print", "a library says hello"),
-        ("raw", "no json\n[1, 2]\n{\"no\": \"type\"}\n"),
+        ("raw", 'no json\n[1, 2]\n{"no": "type"}\n'),
         ("raw", '{"type": "step", "loss": NaN}\n{"type": "step", "loss": 1e999}\n'),
         ("raw", '{"type": "step", "x": "' + "y" * 100_000 + '"}\n'),
     )

@@ -83,9 +83,7 @@ def test_queue_counts_are_sent_at_most_once_a_second_and_the_last_always(
     jsonschema.validate(sent[1][1]["event"], EVENT_SCHEMAS["queue.changed"])
 
 
-def test_events_of_a_thread_arrive_through_redis(
-    redis_layer: None, transactional_db: None
-) -> None:
+def test_events_of_a_thread_arrive_through_redis(redis_layer: None, transactional_db: None) -> None:
     async def hear() -> dict[str, Any]:
         layer = get_channel_layer()
         channel = await layer.new_channel()

@@ -32,9 +32,7 @@ def claimed(make_job: MakeJob, owner: User, worker: Worker, **fields: Any) -> Ge
 
 
 @pytest.mark.parametrize("status", sorted(Job.FINAL))
-def test_nothing_leads_out_of_a_final_state(
-    status: str, alice: User, make_job: MakeJob
-) -> None:
+def test_nothing_leads_out_of_a_final_state(status: str, alice: User, make_job: MakeJob) -> None:
     job = make_job(alice, status=status)
     for to, sources in Job.SOURCES.items():
         with pytest.raises(InvalidTransition):
@@ -106,9 +104,7 @@ def test_of_two_transitions_one_wins(alice: User, make_job: MakeJob) -> None:
         other.move(Status.CANCELED, from_=[Status.QUEUED])
 
 
-def test_a_zombie_writes_nothing(
-    alice: User, make_job: MakeJob, make_worker: MakeWorker
-) -> None:
+def test_a_zombie_writes_nothing(alice: User, make_job: MakeJob, make_worker: MakeWorker) -> None:
     worker = make_worker()
     zombie = claimed(make_job, alice, worker)
     zombie.settle_crashed()
@@ -169,9 +165,7 @@ def test_a_running_job_is_asked_to_stop(
     assert job.status == Status.CANCELED
 
 
-@pytest.mark.parametrize(
-    ("how", "status"), [("pause", Status.PAUSED), ("yield", Status.QUEUED)]
-)
+@pytest.mark.parametrize(("how", "status"), [("pause", Status.PAUSED), ("yield", Status.QUEUED)])
 def test_a_stopped_child_leaves_its_job_as_it_was_asked(
     how: str, status: str, alice: User, make_job: MakeJob, make_worker: MakeWorker
 ) -> None:

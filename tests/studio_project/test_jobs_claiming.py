@@ -210,7 +210,9 @@ def test_many_workers_claim_each_job_once_and_share_fairly(
 )
 @given(
     steps=strategies.lists(
-        strategies.sampled_from(["submit", "claim", "crash", "yield", "finish", "cancel", "zombie"]),
+        strategies.sampled_from(
+            ["submit", "claim", "crash", "yield", "finish", "cancel", "zombie"]
+        ),
         max_size=25,
     )
 )

@@ -75,7 +75,9 @@ def test_a_folder_of_weights_comes_back_under_its_names(backend: str) -> None:
     assert (folder / "unet/config.json").read_text() == "unet/config.json"
 
 
-@pytest.mark.parametrize("key", ["../secret", "/etc/passwd", "a/../../b", "a//b", "", "a\x00b", "a\\b"])
+@pytest.mark.parametrize(
+    "key", ["../secret", "/etc/passwd", "a/../../b", "a//b", "", "a\x00b", "a\\b"]
+)
 def test_a_key_cannot_leave_its_folder(key: str) -> None:
     with pytest.raises(SuspiciousFileOperation):
         storage.save(key, b"x")

@@ -65,9 +65,7 @@ def ignore(message: dict[str, Any]) -> None:
     """Take no interest in what a child says."""
 
 
-def test_a_run_that_is_done(
-    alice: User, make_job: MakeJob, serving: Worker, child: Child
-) -> None:
+def test_a_run_that_is_done(alice: User, make_job: MakeJob, serving: Worker, child: Child) -> None:
     job = claim(make_job, alice, serving)
     heard: list[dict[str, Any]] = []
     outcome = supervise(
@@ -93,7 +91,9 @@ def test_progress_comes_at_most_four_times_a_second(
     heard: list[dict[str, Any]] = []
     script = request(("steps", 5), ("send", {"type": "phase", "phase": "saving"}), ("steps", 9))
     supervise(job, child, script, on_message=heard.append)
-    told = [(message["type"], message.get("step")) for message in heard if message["type"] != "ready"]
+    told = [
+        (message["type"], message.get("step")) for message in heard if message["type"] != "ready"
+    ]
     # Before a phase and before the end it comes in any case, for the order is kept.
     assert told[-2:] == [("phase", None), ("step", 9)]
 

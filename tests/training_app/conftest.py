@@ -1,35 +1,5 @@
-"""A worker in this process, with real children and without Redis."""
+"""Fixtures of this package's tests."""
 
-from __future__ import annotations
+from tests.worker_fixtures import once, tiny_base, worker
 
-from collections.abc import Iterator
-from typing import Any
-
-import pytest
-
-from generation_app import actors as generation_actors
-from models_app.models import DiffusionModel
-from studio_project import device_share, supervision
-from studio_project.models import Worker
-from tests.factories import make_base_of, make_worker, tiny_folder
-
-
-@pytest.fixture
-def worker(
-    transactional_db: None, settings: Any, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Worker]:
-    """Make this process the worker of a CPU."""
-    settings.STUDIO_HEARTBEAT_SECONDS = 0.5
-    settings.STUDIO_CONTROL_SECONDS = 0.05
-    monkeypatch.setattr(device_share, "CPU_NICE", 0)
-    row = make_worker()
-    supervision.serve_as(row)
-    yield row
-    generation_actors.stop_engine()
-    supervision.serve_as(row)  # a test may have asked it to stop
-
-
-@pytest.fixture
-def tiny_base(transactional_db: None) -> DiffusionModel:
-    """Register a tiny pipeline with its files."""
-    return make_base_of(tiny_folder())
+__all__ = ["once", "tiny_base", "worker"]

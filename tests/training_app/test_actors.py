@@ -5,14 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from django.db import connection
 
 from datasets_app.models import DatasetImage
 from generation_app import actors as generation_actors
@@ -24,7 +19,8 @@ from studio_project import storage, supervision
 from studio_project.child_process import Child
 from studio_project.jobs import InvalidTransition, JobLost
 from studio_project.models import User, Worker
-from tests.factories import make_base, make_dataset, make_lora, make_training, picture
+from tests.factories import content_of, make_base, make_dataset, make_lora, make_training, picture
+from tests.worker_fixtures import Once
 from training_app import actors, registration, services
 from training_app.models import TrainingCheckpoint, TrainingJob
 from training_app.recording import Recorder
@@ -56,34 +52,9 @@ def queue(user: User, base: DiffusionModel, config: dict[str, Any] | None = None
     return services.start_training(user, job)
 
 
-@contextmanager
-def meanwhile(action: Callable[[], None]) -> Iterator[None]:
-    """Do something in another thread while the worker works."""
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            action()
-        except BaseException as error:
-            failures.append(error)
-        finally:
-            connection.close()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join(60)
-    assert not failures, failures
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 90) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
+def again(job: TrainingJob) -> TrainingJob:
+    """Read the job as a request of its owner would."""
+    return TrainingJob.objects.get(pk=job.pk)
 
 
 @pytest.fixture
@@ -117,7 +88,7 @@ def test_from_a_dataset_to_a_picture_of_the_trained_model(
     assert (model.title, model.trigger_words) == ("Foxes v1", ["zuri"])
     assert (model.base_model, model.owner, model.type) == (tiny_base, alice, "lora")
     assert model.thumbnail_key and storage.exists(model.thumbnail_key)
-    content = storage.open_key(model.path).read()
+    content = content_of(model.path)
     assert hashlib.sha256(content).hexdigest() == model.sha256
     assert TrainingCheckpoint.objects.filter(job=job, model=model).count() == 1
     assert job.checkpoints_for_resume().count() <= 1
@@ -136,24 +107,22 @@ def test_from_a_dataset_to_a_picture_of_the_trained_model(
 
 
 def test_a_killed_trainer_is_resumed_and_registers_once(
-    worker: Worker, tiny_base: DiffusionModel, alice: User, children: list[Child], settings: Any
+    worker: Worker, tiny_base: DiffusionModel, alice: User, children: list[Child], once: Once
 ) -> None:
-    job = queue(alice, tiny_base, {**CONFIG, "max_train_steps": 200})
-    settings.STUDIO_CHECKPOINT_SECONDS = 1
+    job = queue(alice, tiny_base, {**CONFIG, "max_train_steps": 60})
 
     def kill() -> None:
-        wait_for(lambda: TrainingCheckpoint.objects.filter(job=job, step__gt=0).exists())
         os.kill(children[0].pid, signal.SIGKILL)
         DatasetImage.objects.update(caption="changed meanwhile")
 
-    with meanwhile(kill):
-        actors.train()
+    once(Recorder, "_checkpoint", kill)
+    actors.train()
     job.refresh_from_db()
     assert job.status == Status.COMPLETED, job.log_tail
     assert len(children) == 2
     assert (job.epoch, job.crash_count) == (2, 1)
     assert DiffusionModel.objects.filter(owner=alice).count() == 1
-    assert list(job.metrics.values_list("step", flat=True)) == list(range(1, 201))
+    assert list(job.metrics.values_list("step", flat=True)) == list(range(1, 61))
     notes = list(job.notes.values_list("code", flat=True))
     assert notes.index("crashed") < notes.index("resumed") < notes.index("registered")
 
@@ -179,23 +148,18 @@ def test_three_crashes_without_progress_end_it(
 
 
 def test_cancelling_while_it_runs_leaves_no_partial_files(
-    worker: Worker, tiny_base: DiffusionModel, alice: User, settings: Any
+    worker: Worker, tiny_base: DiffusionModel, alice: User, settings: Any, once: Once
 ) -> None:
-    settings.STUDIO_CHECKPOINT_SECONDS = 1
     job = queue(alice, tiny_base, LONG)
-
-    def cancel() -> None:
-        wait_for(lambda: TrainingCheckpoint.objects.filter(job=job).exists())
-        services.cancel_training(alice, TrainingJob.objects.get(pk=job.pk))
-
-    with meanwhile(cancel):
-        actors.train()
+    once(Recorder, "_checkpoint", lambda: services.cancel_training(alice, again(job)))
+    settings.STUDIO_CHECKPOINT_SECONDS = 1
+    actors.train()
     job.refresh_from_db()
     assert job.status == Status.CANCELED
     assert not DiffusionModel.objects.filter(owner=alice).exists()
     assert not job.checkpoints.exists()
     folder = settings.MEDIA_ROOT / "jobs" / str(job.pk)
-    assert not [path for path in folder.rglob("*.safetensors")]
+    assert not list(folder.rglob("*.safetensors"))
     assert not list((settings.STUDIO_WORK_DIR / "training").glob("*/*/*"))
 
 
@@ -210,42 +174,28 @@ def test_cancelling_while_it_waits_never_starts_it(
 
 
 def test_a_stopping_worker_gives_the_training_back_and_another_goes_on(
-    worker: Worker, tiny_base: DiffusionModel, alice: User, children: list[Child]
+    worker: Worker, tiny_base: DiffusionModel, alice: User, once: Once
 ) -> None:
-    job = queue(alice, tiny_base, {**CONFIG, "max_train_steps": 3000, "sample_every_steps": 0})
-
-    def stop() -> None:
-        wait_for(lambda: TrainingJob.objects.get(pk=job.pk).step > 0)
-        supervision.stop_worker()
-
-    with meanwhile(stop):
-        actors.train()
+    job = queue(alice, tiny_base, LONG)
+    once(Recorder, "_step", supervision.stop_worker)
+    actors.train()
     job.refresh_from_db()
     assert (job.status, job.worker, job.crash_count) == (Status.QUEUED, None, 0)
     step = job.checkpoint_step()
     assert step > 0
     supervision.serve_as(worker)
 
-    def cancel() -> None:
-        wait_for(lambda: TrainingJob.objects.get(pk=job.pk).step > step)
-        services.cancel_training(alice, TrainingJob.objects.get(pk=job.pk))
-
-    with meanwhile(cancel):
-        actors.train()
+    once(Recorder, "_step", lambda: services.cancel_training(alice, again(job)))
+    actors.train()
     assert job.notes.filter(code="resumed", params__step=step).exists()
 
 
 def test_a_paused_training_waits_until_it_is_resumed(
-    worker: Worker, tiny_base: DiffusionModel, alice: User
+    worker: Worker, tiny_base: DiffusionModel, alice: User, once: Once
 ) -> None:
     job = queue(alice, tiny_base, LONG)
-
-    def pause() -> None:
-        wait_for(lambda: TrainingJob.objects.get(pk=job.pk).step > 0)
-        services.pause_training(alice, TrainingJob.objects.get(pk=job.pk))
-
-    with meanwhile(pause):
-        actors.train()
+    once(Recorder, "_step", lambda: services.pause_training(alice, again(job)))
+    actors.train()
     job.refresh_from_db()
     assert job.status == Status.PAUSED
     assert job.checkpoint_step() > 0

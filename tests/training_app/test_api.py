@@ -64,6 +64,18 @@ def test_cancelling_answers_with_the_state_also_when_it_has_ended(
     assert client.post(f"{path}/start").status_code == 409
 
 
+def test_an_estimate_makes_nothing(api: Api, alice: User, bob: User, body: Any) -> None:
+    body = {**body, "config": {"max_train_steps": 100, "train_batch_size": 2}}
+    answer = api(alice).post("/api/training/estimate", body).json()
+    assert answer == {
+        "total_steps": 100, "num_images": 2, "passes_per_image": 100.0, "seconds": None,
+    }  # fmt: skip
+    assert not TrainingJob.objects.exists()
+    make_training(bob, base_model_id=body["base_model_id"], images_per_second=10)
+    assert api(alice).post("/api/training/estimate/", body).json()["seconds"] == 20
+    assert api(bob).post("/api/training/estimate/", body).status_code == 404
+
+
 def test_an_unknown_field_is_named(api: Api, alice: User, body: dict[str, Any]) -> None:
     answer = api(alice).post("/api/training/", {**body, "datset": 1})
     assert answer.status_code == 400
@@ -99,9 +111,7 @@ def test_nan_in_json_is_refused(api: Api, alice: User) -> None:
     assert answer.status_code == 400
 
 
-def test_a_repeated_request_makes_one_training(
-    api: Api, alice: User, body: dict[str, Any]
-) -> None:
+def test_a_repeated_request_makes_one_training(api: Api, alice: User, body: dict[str, Any]) -> None:
     client, key = api(alice), {"HTTP_IDEMPOTENCY_KEY": "once"}
     first, second = (client.post("/api/training/", body, **key) for _ in range(2))
     assert first.json()["id"] == second.json()["id"]

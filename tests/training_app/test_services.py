@@ -104,9 +104,7 @@ def test_methods_that_do_not_exist_yet_are_refused(alice: User, kind: str) -> No
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(alice: User, config: dict[str, Any]) -> None:
-    problem = refusal(
-        "invalid", create, alice, make_dataset(alice), make_base(), config=config
-    )
+    problem = refusal("invalid", create, alice, make_dataset(alice), make_base(), config=config)
     assert list(problem.fields) == [f"config.{next(iter(config))}"]
 
 

@@ -26,7 +26,7 @@ class Channel(Protocol):
         """How the run shall stop, or ``None``."""
 
 
-class StopRun(Exception):  # noqa: N818  (a wish, no error)
+class StopRun(Exception):
     """Somebody wants this run to stop.
 
     Attributes:

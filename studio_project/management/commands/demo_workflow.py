@@ -67,7 +67,7 @@ class Command(BaseCommand):
         log = (settings.DATA_DIR / "demo").joinpath("site.log")
         log.parent.mkdir(parents=True, exist_ok=True)
         self.stdout.write(f"Starting the site at {site} (log: {log}) …")
-        with log.open("wb") as out:
+        with log.open("ab") as out:
             command = [sys.executable, "manage.py", "studio"]
             process = subprocess.Popen(
                 command, cwd=settings.BASE_DIR, env=environment, stdout=out, stderr=out
@@ -124,7 +124,7 @@ class Command(BaseCommand):
         return uploaded, held_out
 
     def _best_base(self, client: DemoClient) -> dict[str, Any]:
-        query = "/api/models/?category=image&type=base_model&availability=ready"
+        query = "/api/models/?type=base_model&architecture=sd1&availability=ready"
         ready = client.call("GET", query)["results"]
         if not ready:
             raise Refused("no base model is ready; run manage.py seed_models")
@@ -230,7 +230,7 @@ def measure(
     }
     middle = (scores["trained"] + scores["base"]) / 2
     hits = [
-        judge.background_colour(picture) == ABSENT_BACKGROUND
+        judge.judge_background(picture) == ABSENT_BACKGROUND
         and judge.creature_score(picture, uploaded) > middle
         for picture in painted["absent"]
     ]

@@ -32,7 +32,7 @@ POLL_SECONDS = 0.1
 WATCH_SECONDS = 0.25
 
 
-class Stopped(Exception):  # noqa: N818
+class Stopped(Exception):
     """Ctrl-C or TERM came while the site was starting."""
 
 
@@ -84,6 +84,7 @@ class Command(BaseCommand):
     # --- preparing ---------------------------------------------------------------------------
     def _prepare(self) -> None:
         """Tables, first administrator, models and the marker by which workers know the site."""
+        Path(settings.STATIC_ROOT).mkdir(parents=True, exist_ok=True)
         call_command("migrate", interactive=False, verbosity=0)
         call_command("createcachetable", verbosity=0)
         administrator = ensure_first_administrator()
@@ -109,7 +110,7 @@ class Command(BaseCommand):
         self.services.add(self._manage("sweeper", "sweep", "--forever"))
         self.log.write("studio", f"Studio is ready: {settings.STUDIO_BASE_URL}/")
 
-    def _manage(self, name: str, *arguments: str, stop_seconds: float = 10.0) -> Service:
+    def _manage(self, name: str, *arguments: str, stop_seconds: float = 20.0) -> Service:
         command = [sys.executable, str(settings.BASE_DIR / "manage.py"), *arguments]
         return Service(name, command, self.env, stop_seconds)
 
@@ -122,7 +123,9 @@ class Command(BaseCommand):
             except redis_server.NoServerError as error:
                 raise CommandError(str(error)) from error
             url = self.env["STUDIO_REDIS_URL"] = server.url
-            service = self.services.add(Service("redis", server.command, self.env))
+            # Its advice on the kernel is for servers with much more to keep in memory.
+            unsaid = ("Memory overcommit", "signal-handler", "Transparent Huge Pages")
+            service = self.services.add(Service("redis", server.command, self.env, unsaid=unsaid))
         client = redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
         self._wait("Redis", lambda: bool(client.ping()), service)
         client.close()
@@ -140,6 +143,8 @@ class Command(BaseCommand):
 
     def _start_web(self) -> None:
         command = [sys.executable, "-m", "daphne", "-b", settings.STUDIO_HOST]
+        if settings.STUDIO_BEHIND_PROXY:
+            command.append("--proxy-headers")
         command += ["-p", str(settings.STUDIO_PORT), "-v", "0", "studio_project.asgi:application"]
         web = self.services.add(Service("web", command, self.env))
         self._wait("the web server", web_is_ready, web)

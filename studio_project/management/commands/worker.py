@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -27,7 +28,7 @@ class Command(BaseCommand):
             "--queues", nargs="+", default=list(QUEUES), choices=QUEUES, help="serve only these"
         )
 
-    def handle(self, *args: object, **options: object) -> None:
+    def handle(self, *args: Any, **options: Any) -> None:
         """See ``BaseCommand``."""
         wanted = str(options["device"] or settings.STUDIO_DEVICES)
         try:
@@ -36,5 +37,4 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
         if not devices:
             raise CommandError("STUDIO_DEVICES is none: this machine shall have no workers")
-        queues = tuple(options["queues"])  # type: ignore[arg-type]
-        sys.exit(WorkerProcess(devices[0], queues).run())
+        sys.exit(WorkerProcess(devices[0], tuple(options["queues"])).run())

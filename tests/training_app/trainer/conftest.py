@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,33 +96,70 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return entries
 
 
+def request_for(
+    base_folder: Path,
+    images: list[dict[str, Any]],
+    folder: Path,
+    config: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A request of twelve steps."""
+    asked = {"trigger_word": "zorp", "max_train_steps": 12, "sample_inference_steps": 2}
+    asked |= {"rank": 4, "alpha": 8, "sample_every_steps": 0} | (config or {})
+    resolved = resolve_config(
+        asked, architecture="sd1", base_defaults={"width": 64}, num_images=len(images)
+    )
+    return {
+        "job_id": "3f2b",
+        "base_folder": str(base_folder),
+        "architecture": "sd1",
+        "config": resolved.as_dict(),
+        "images": images,
+        "trigger_word": "zorp",
+        "output_folder": str(folder / "output"),
+        "cache_folder": str(folder / "cache"),
+        "resume_folder": None,
+        "device": "cpu",
+        "threads": 1,
+        "checkpoint_seconds": 1000,
+        "metadata": {"title": "My zorp", "base_name": "tiny", "base_sha256": "abc"},
+    }
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run of twelve steps that nothing disturbed."""
+
+    recorder: Recorder
+    output: Path
+    cache: Path
+
+    @property
+    def weights(self) -> bytes:
+        return (self.output / "adapter.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def finished(
+    base_folder: Path, images: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Finished:
+    """A run that is done once for all tests; do not change its files."""
+    folder = tmp_path_factory.mktemp("finished")
+    recorder = Recorder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reporting, "MESSAGES_PER_SECOND", 1e9)
+        run(recorder, request_for(base_folder, images, folder))
+    return Finished(recorder, folder / "output", folder / "cache")
+
+
 @pytest.fixture
 def make_request(
-    base_folder: Path, images: list[dict[str, Any]], tmp_path: Path
+    base_folder: Path, images: list[dict[str, Any]], finished: Finished, tmp_path: Path
 ) -> Callable[..., dict[str, Any]]:
-    """Makes requests of one cache and one output folder; other values by name."""
+    """Makes requests with a warm cache and one output folder; other values by name."""
 
     def make(config: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-        asked = {"trigger_word": "zorp", "max_train_steps": 12, "sample_inference_steps": 2}
-        asked |= {"rank": 4, "alpha": 8, "sample_every_steps": 0} | (config or {})
-        resolved = resolve_config(
-            asked, architecture="sd1", base_defaults={"width": 64}, num_images=len(images)
-        )
-        return {
-            "job_id": "3f2b",
-            "base_folder": str(base_folder),
-            "architecture": "sd1",
-            "config": resolved.as_dict(),
-            "images": images,
-            "trigger_word": "zorp",
-            "output_folder": str(tmp_path / "output"),
-            "cache_folder": str(tmp_path / "cache"),
-            "resume_folder": None,
-            "device": "cpu",
-            "threads": 1,
-            "checkpoint_seconds": 1000,
-            "metadata": {"title": "My zorp", "base_name": "tiny", "base_sha256": "abc"},
-        } | changes
+        request = request_for(base_folder, images, tmp_path, config)
+        return request | {"cache_folder": str(finished.cache)} | changes
 
     return make
 

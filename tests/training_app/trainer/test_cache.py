@@ -19,7 +19,18 @@ from training_app.trainer.reporting import Reporter, StopRun
 from training_app.trainer.request import TrainingRequest
 
 SQUARE = Bucket(64, 64)
+MakeRequest = Callable[..., dict[str, Any]]
 Loads = list[tuple[str, ...]]
+
+
+@pytest.fixture
+def make_request(make_request: MakeRequest, tmp_path: Path) -> MakeRequest:
+    """Requests whose cache is cold."""
+
+    def make(config: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+        return make_request(config, cache_folder=str(tmp_path / "cache"), **changes)
+
+    return make
 
 
 @pytest.fixture
@@ -51,7 +62,7 @@ def _fill(
 
 
 def test_latents_are_the_posterior_of_the_vae(
-    make_request: Callable[..., dict[str, Any]], base_folder: Path, images: list[dict[str, Any]]
+    make_request: MakeRequest, base_folder: Path, images: list[dict[str, Any]]
 ) -> None:
     latents, _ = _fill(make_request())
     vae = load_components(base_folder, "sd1", only=("vae",))["vae"]
@@ -65,9 +76,7 @@ def test_latents_are_the_posterior_of_the_vae(
     assert latents.std[SQUARE].min() > 0
 
 
-def test_a_second_run_loads_no_network(
-    make_request: Callable[..., dict[str, Any]], loads: Loads
-) -> None:
+def test_a_second_run_loads_no_network(make_request: MakeRequest, loads: Loads) -> None:
     first_latents, first_prompts = _fill(make_request())
     assert loads == [("vae",), ("text_encoder", "tokenizer")]
     second_latents, second_prompts = _fill(make_request())
@@ -78,7 +87,7 @@ def test_a_second_run_loads_no_network(
 
 
 def test_a_damaged_file_is_made_again_and_a_rebuilt_cache_is_bit_equal(
-    make_request: Callable[..., dict[str, Any]], tmp_path: Path, loads: Loads
+    make_request: MakeRequest, tmp_path: Path, loads: Loads
 ) -> None:
     before, _ = _fill(make_request())
     files = sorted((tmp_path / "cache" / "latents").iterdir())
@@ -92,7 +101,7 @@ def test_a_damaged_file_is_made_again_and_a_rebuilt_cache_is_bit_equal(
     assert loads.count(("vae",)) == 2
 
 
-def test_mirrored_pictures_are_variants(make_request: Callable[..., dict[str, Any]]) -> None:
+def test_mirrored_pictures_are_variants(make_request: MakeRequest) -> None:
     latents, _ = _fill(make_request({"flip": True}))
     assert latents.variants == 2
     assert latents.mean[SQUARE].shape == (6, 2, 4, 8, 8)
@@ -100,7 +109,7 @@ def test_mirrored_pictures_are_variants(make_request: Callable[..., dict[str, An
 
 
 def test_a_changed_vae_is_another_cache(
-    make_request: Callable[..., dict[str, Any]], base_folder: Path, tmp_path: Path, loads: Loads
+    make_request: MakeRequest, base_folder: Path, tmp_path: Path, loads: Loads
 ) -> None:
     import shutil
 
@@ -115,7 +124,7 @@ def test_a_changed_vae_is_another_cache(
 
 
 def test_prompts_are_those_of_the_pipeline_and_the_empty_one_is_among_them(
-    make_request: Callable[..., dict[str, Any]], base_folder: Path
+    make_request: MakeRequest, base_folder: Path
 ) -> None:
     from models_app.loading import load_pipeline
 
@@ -130,7 +139,7 @@ def test_prompts_are_those_of_the_pipeline_and_the_empty_one_is_among_them(
     assert torch.equal(picked[0], picked[2]) and not torch.equal(picked[0], picked[1])
 
 
-def test_filling_the_cache_can_be_stopped(make_request: Callable[..., dict[str, Any]]) -> None:
+def test_filling_the_cache_can_be_stopped(make_request: MakeRequest) -> None:
     with pytest.raises(StopRun) as stop:
         _fill(make_request(), Recorder(stop_at=0))
     assert stop.value.how == "cancel"

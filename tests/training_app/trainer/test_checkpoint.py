@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import training_app.trainer.checkpoint as checkpoint_module
-from tests.training_app.trainer.conftest import Recorder
+from tests.training_app.trainer.conftest import Finished
 from training_app.trainer.checkpoint import (
     KEPT,
     MANIFEST,
@@ -24,16 +24,14 @@ from training_app.trainer.checkpoint import (
 from training_app.trainer.files import CorruptFileError, hash_file
 from training_app.trainer.request import TrainingRequest
 
-Train = Callable[..., Recorder]
 MakeRequest = Callable[..., dict[str, Any]]
 FILES = ("adapter.safetensors", "optimizer.safetensors", "random.safetensors", "state.json")
 
 
 @pytest.fixture
-def folder(train: Train, tmp_path: Path) -> Path:
-    """Where a run of twelve steps has left its checkpoints."""
-    train()
-    return tmp_path / "output" / "checkpoints"
+def folder(finished: Finished, tmp_path: Path) -> Path:
+    """A copy of the checkpoints that a run of twelve steps has left."""
+    return Path(shutil.copytree(finished.output / "checkpoints", tmp_path / "checkpoints"))
 
 
 def test_only_the_last_checkpoints_stay_and_nothing_half_written(folder: Path) -> None:
@@ -45,8 +43,8 @@ def test_only_the_last_checkpoints_stay_and_nothing_half_written(folder: Path) -
     ]
 
 
-def test_a_checkpoint_is_whole_and_says_what_is_in_it(train: Train) -> None:
-    message = train().of("checkpoint")[-1]
+def test_a_checkpoint_is_whole_and_says_what_is_in_it(finished: Finished) -> None:
+    message = finished.recorder.of("checkpoint")[-1]
     assert message["step"] == 12
     assert {entry["name"] for entry in message["files"]} == {*FILES, MANIFEST}
     for entry in message["files"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,31 @@ class Child:
         return message
 
     def close(self) -> tuple[int, str]:
-        _, log = self.process.communicate(timeout=60)
+        """Waits for the end and returns the exit status and the log."""
+        _, log = self.process.communicate(timeout=120)
         return self.process.returncode, log
 
 
-def test_a_child_trains_and_keeps_its_line_clean(make_request: MakeRequest) -> None:
-    child = Child(make_request())
+@pytest.fixture
+def start() -> Iterator[Callable[[dict[str, Any]], Child]]:
+    """Starts children; those that a failed test leaves behind are killed."""
+    children: list[Child] = []
+
+    def do(request: dict[str, Any]) -> Child:
+        children.append(Child(request))
+        return children[-1]
+
+    yield do
+    for child in children:
+        child.process.kill()
+        child.process.communicate()
+
+
+Start = Callable[[dict[str, Any]], Child]
+
+
+def test_a_child_trains_and_keeps_its_line_clean(start: Start, make_request: MakeRequest) -> None:
+    child = start(make_request())
     done = child.read_until("done", "error")
     assert done["type"] == "done"
     assert child.messages[0]["type"] == "ready"
@@ -64,8 +83,8 @@ def test_a_child_trains_and_keeps_its_line_clean(make_request: MakeRequest) -> N
     assert "torchvision" not in log
 
 
-def test_a_child_stops_when_told(make_request: MakeRequest) -> None:
-    child = Child(make_request({"max_train_steps": 5000}))
+def test_a_child_stops_when_told(start: Start, make_request: MakeRequest) -> None:
+    child = start(make_request({"max_train_steps": 5000}))
     child.read_until("step")
     child.tell({"cmd": "stop", "how": "cancel"})
     assert child.read_until("stopped", "done", "error")["how"] == "cancel"
@@ -74,14 +93,14 @@ def test_a_child_stops_when_told(make_request: MakeRequest) -> None:
 
 @pytest.mark.parametrize("ending", ["kill", "terminate"])
 def test_a_child_that_dies_is_resumed_to_the_same_weights(
-    make_request: MakeRequest, tmp_path: Path, ending: str
+    start: Start, make_request: MakeRequest, tmp_path: Path, ending: str
 ) -> None:
     config = {"max_train_steps": 60}
-    unbroken = Child(make_request(config, output_folder=str(tmp_path / "unbroken")))
+    unbroken = start(make_request(config, output_folder=str(tmp_path / "unbroken")))
     expected = Path(unbroken.read_until("done")["outputs"]["weights"]).read_bytes()
     unbroken.close()
 
-    first = Child(make_request(config))
+    first = start(make_request(config))
     first.read_until("checkpoint")
     first.read_until("step")
     getattr(first.process, ending)()
@@ -89,7 +108,7 @@ def test_a_child_that_dies_is_resumed_to_the_same_weights(
         assert first.read_until("stopped", "done")["how"] == "yield"
     first.close()
 
-    second = Child(make_request(config, resume_folder=str(tmp_path / "output" / "checkpoints")))
+    second = start(make_request(config, resume_folder=str(tmp_path / "output" / "checkpoints")))
     done = second.read_until("done", "error")
     assert [message["code"] for message in second.messages if message["type"] == "note"] == [
         "resumed"
@@ -99,11 +118,13 @@ def test_a_child_that_dies_is_resumed_to_the_same_weights(
 
 
 def test_an_error_has_a_code_and_its_traceback_is_in_the_log(
-    make_request: MakeRequest, tmp_path: Path
+    start: Start, make_request: MakeRequest, tmp_path: Path
 ) -> None:
     request = make_request()
-    request["images"] = [request["images"][0] | {"path": str(tmp_path / "gone.png")}]
-    child = Child(request)
+    request["images"] = [
+        request["images"][0] | {"path": str(tmp_path / "gone.png"), "pixel_sha256": "gone"}
+    ]
+    child = start(request)
     error = child.read_until("error")
     assert error["code"] == "internal"
     status, log = child.close()

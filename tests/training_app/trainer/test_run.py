@@ -18,7 +18,7 @@ import training_app.trainer.preview as preview
 import training_app.trainer.run as run_module
 from studio_project.child_protocol import ChildError
 from tests.tiny import make_tiny_sd
-from tests.training_app.trainer.conftest import Recorder
+from tests.training_app.trainer.conftest import Finished, Recorder
 from training_app.trainer.files import CorruptFileError
 from training_app.trainer.loop import Training
 
@@ -111,9 +111,8 @@ def test_keeping_nothing_is_a_stop(train: Train) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), torch.OutOfMemoryError("full")])
 def test_failing_samples_do_not_break_a_training(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    train: Train, finished: Finished, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    expected = train(output_folder=str(tmp_path / "whole"))
 
     def fail(*arguments: Any, **others: Any) -> None:
         torch.rand(1)
@@ -125,7 +124,7 @@ def test_failing_samples_do_not_break_a_training(
     assert len(recorder.of("note")) == 3
     code = "sample_failed" if error.args == ("broken",) else "sample_out_of_memory"
     assert recorder.of("note")[0]["code"] == code
-    assert recorder.history == expected.history
+    assert recorder.history == finished.recorder.history
 
 
 def test_a_cancel_breaks_off_samples_at_the_end(train: Train) -> None:
@@ -135,9 +134,8 @@ def test_a_cancel_breaks_off_samples_at_the_end(train: Train) -> None:
 
 
 def test_a_damaged_checkpoint_is_told_and_the_run_comes_to_the_same_end(
-    train: Train, tmp_path: Path
+    train: Train, finished: Finished, tmp_path: Path
 ) -> None:
-    expected = Path(train(output_folder=str(tmp_path / "a")).last["outputs"]["weights"])
     train(recorder=Recorder(stop_at=7, how="cancel"))
     folder = tmp_path / "output" / "checkpoints"
     for path in folder.glob("*/optimizer.safetensors"):
@@ -147,7 +145,7 @@ def test_a_damaged_checkpoint_is_told_and_the_run_comes_to_the_same_end(
     assert codes[-1] == "started_anew"
     assert set(codes[:-1]) == {"checkpoint_skipped"}
     weights = Path(recorder.last["outputs"]["weights"])
-    assert weights.read_bytes() == expected.read_bytes()
+    assert weights.read_bytes() == finished.weights
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_file(

@@ -26,6 +26,13 @@ function refreshPictures() {
   htmx.trigger(pictures, "refresh");
 }
 
+/** From the first picture on, training is the next step. */
+function showFilled() {
+  document.getElementById("drop").hidden = true;
+  document.getElementById("train-link").hidden = false;
+  document.getElementById("add-pictures").classList.add("secondary");
+}
+
 function wireUpload() {
   const uploads = new Uploads({
     url: page.dataset.upload,
@@ -33,8 +40,8 @@ function wireUpload() {
     panel: document.getElementById("upload-panel"),
     title: document.getElementById("upload-title"),
     retry: document.getElementById("upload-retry"),
-    onAdded: () => {
-      document.getElementById("drop").hidden = true;
+    onAdded: (added) => {
+      if (added) showFilled();
       refreshCounts();
       refreshPictures();
     },

@@ -2,7 +2,7 @@
 
 import { measure, number } from "./format.js";
 
-const HEIGHT = 260;
+const HEIGHT = 300;
 const SMOOTHING = 0.95;
 const TABLE_ROWS = 20;
 

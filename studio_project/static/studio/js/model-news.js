@@ -4,7 +4,7 @@ import { api } from "./api.js";
 import { on } from "./live.js";
 import { toast } from "./toast.js";
 
-export const MODEL_EVENTS = ["diffusion_model.registered", "diffusion_model.changed", "diffusion_model.deleted", "diffusion_model.gone"];
+export const MODEL_EVENTS = ["diffusion_model.registered", "diffusion_model.changed", "diffusion_model.deleted"];
 
 /** Toast “… is ready”, with the link that opens the generate page with it chosen. */
 async function announceModel(event) {

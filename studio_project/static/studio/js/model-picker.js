@@ -17,6 +17,10 @@ import { architectureWord, typeWord } from "./words.js";
 
 const PAGE = 50;
 const TYPING_MS = 200;
+const EDGE = 8;
+const GAP = 4;
+const LEAST_ROOM = 220;
+const MOST_HEIGHT = 440;
 let instances = 0;
 
 class ModelPicker extends HTMLElement {
@@ -79,13 +83,14 @@ class ModelPicker extends HTMLElement {
     });
     this.face = h("span", { class: "face" }, icon("boxes"));
     this.about = h("span", { class: "meta", id: `${this.ids}-about` });
-    this.list = h("div", { class: "picker-list", id: `${this.ids}-list`, role: "listbox", "aria-label": this.getAttribute("label") ?? gettext("Model"), hidden: true });
-    const box = h("div", { class: "picker-box" }, this.face, this.input, icon("chevron-down"), this.about);
-    this.append(this.hidden_, box, this.list);
-    box.addEventListener("mousedown", (event) => {
+    this.list = h("div", { class: "picker-list", id: `${this.ids}-list`, role: "listbox", "aria-label": this.getAttribute("label") ?? gettext("Model"), popover: "manual" });
+    this.box = h("div", { class: "picker-box" }, this.face, this.input, icon("chevron-down"), this.about);
+    this.append(this.hidden_, this.box, this.list);
+    this.place = () => this.position();
+    this.box.addEventListener("mousedown", (event) => {
       if (event.target !== this.input) event.preventDefault();
       this.input.focus();
-      if (this.list.hidden) this.open();
+      if (!this.isOpen) this.open();
     });
     this.input.addEventListener("focus", () => this.input.select());
     this.input.addEventListener("input", () => this.typed());
@@ -125,7 +130,7 @@ class ModelPicker extends HTMLElement {
       this.failed = true;
     }
     this.refreshChosen();
-    if (!this.list.hidden) this.render();
+    if (this.isOpen) this.render();
   }
 
   refreshChosen() {
@@ -160,7 +165,7 @@ class ModelPicker extends HTMLElement {
       if (fits && !this.whyNot(model)) this.show(model);
       else this.lost(model);
     } else if (!this.model && fits && !this.whyNot(model)) this.select(model);
-    if (!this.list.hidden) this.render();
+    if (this.isOpen) this.render();
     this.dispatchEvent(new CustomEvent("models", { detail: { size: this.models.size } }));
   }
 
@@ -194,7 +199,7 @@ class ModelPicker extends HTMLElement {
 
   show(model) {
     if (model) this.model = model;
-    if (document.activeElement !== this.input || this.list.hidden) this.input.value = model ? model.title || model.name : "";
+    if (document.activeElement !== this.input || !this.isOpen) this.input.value = model ? model.title || model.name : "";
     this.face.replaceChildren(this.picture(model));
     this.about.replaceChildren(...(model ? this.words(model) : [gettext("No model is chosen")]));
   }
@@ -212,16 +217,40 @@ class ModelPicker extends HTMLElement {
   }
 
   // --- the list -----------------------------------------------------------------------------
+  get isOpen() {
+    return this.list.matches(":popover-open");
+  }
+
   open() {
-    this.list.hidden = false;
+    this.list.showPopover();
+    this.position();
+    addEventListener("scroll", this.place, { capture: true, passive: true });
+    addEventListener("resize", this.place);
     this.input.setAttribute("aria-expanded", "true");
     this.found = null;
     this.render();
     this.move(this.shown.findIndex((model) => model.id === this.model?.id));
   }
 
+  /** Put the list below the box, or above it where there is more room. */
+  position() {
+    const box = this.box.getBoundingClientRect();
+    const below = innerHeight - box.bottom - EDGE;
+    const above = box.top - EDGE;
+    const up = below < LEAST_ROOM && above > below;
+    Object.assign(this.list.style, {
+      left: `${Math.max(EDGE, Math.min(box.left, innerWidth - box.width - EDGE))}px`,
+      width: `${Math.min(box.width, innerWidth - 2 * EDGE)}px`,
+      top: up ? "auto" : `${box.bottom + GAP}px`,
+      bottom: up ? `${innerHeight - box.top + GAP}px` : "auto",
+      maxHeight: `${Math.min(MOST_HEIGHT, up ? above : below)}px`,
+    });
+  }
+
   close() {
-    this.list.hidden = true;
+    if (this.isOpen) this.list.hidePopover();
+    removeEventListener("scroll", this.place, { capture: true });
+    removeEventListener("resize", this.place);
     this.active = -1;
     this.input.setAttribute("aria-expanded", "false");
     this.input.removeAttribute("aria-activedescendant");
@@ -229,7 +258,7 @@ class ModelPicker extends HTMLElement {
   }
 
   typed() {
-    if (this.list.hidden) this.open();
+    if (!this.isOpen) this.open();
     clearTimeout(this.timer);
     const words = this.input.value.trim();
     this.found = words ? this.here(words) : null;
@@ -254,7 +283,7 @@ class ModelPicker extends HTMLElement {
     } catch {
       return;
     }
-    if (this.input.value.trim() !== words || this.list.hidden) return;
+    if (this.input.value.trim() !== words || !this.isOpen) return;
     const before = this.shown[this.active]?.id;
     this.found = page.results;
     this.render();
@@ -334,14 +363,14 @@ class ModelPicker extends HTMLElement {
     const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: 8, PageUp: -8 };
     if (event.key in steps) {
       event.preventDefault();
-      if (this.list.hidden) this.open();
+      if (!this.isOpen) this.open();
       else this.move(Math.max(0, this.active + steps[event.key]));
-    } else if (event.key === "Home" && !this.list.hidden && event.ctrlKey) this.move(0);
-    else if (event.key === "End" && !this.list.hidden && event.ctrlKey) this.move(this.shown.length - 1);
-    else if (event.key === "Enter" && !this.list.hidden) {
+    } else if (event.key === "Home" && this.isOpen && event.ctrlKey) this.move(0);
+    else if (event.key === "End" && this.isOpen && event.ctrlKey) this.move(this.shown.length - 1);
+    else if (event.key === "Enter" && this.isOpen) {
       event.preventDefault();
       if (!event.ctrlKey) this.take(this.active);
-    } else if (event.key === "Escape" && !this.list.hidden) {
+    } else if (event.key === "Escape" && this.isOpen) {
       event.preventDefault();
       this.close();
       this.input.select();

@@ -101,6 +101,7 @@ export class Stage {
   facts() {
     const { job, image } = this;
     this.panel.hidden = !image;
+    document.getElementById("parameters-none").hidden = Boolean(image);
     if (!image) return;
     document.getElementById("parameters-prompt").textContent = job.prompt;
     const rows = [
@@ -135,7 +136,7 @@ export class Stage {
     }
     this.place.replaceChildren(this.empty);
     this.image = null;
-    this.panel.hidden = true;
+    this.facts();
     this.onDeleted(image.id);
   }
 }

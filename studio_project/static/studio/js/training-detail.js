@@ -19,6 +19,7 @@ const samples = { steps: [], byStep: new Map(), follow: true };
 let status = page.dataset.status;
 let lastStep = 0;
 let epoch = null;
+let fetching = false;
 let metricsTimer = 0;
 let logTimer = 0;
 
@@ -52,24 +53,34 @@ async function fetchProgress() {
   if (isFresh("training_job", job.id, job.version)) show(job);
 }
 
+/** Fetch what came since the last time; never twice at once. */
 async function fetchMetrics() {
   clearTimeout(metricsTimer);
   metricsTimer = 0;
-  if (document.hidden) return;
-  for (;;) {
-    const page_ = await api(`${url}/metrics?after_step=${lastStep}`);
-    // After a resume the steps since the checkpoint were done again.
-    if (epoch !== null && page_.epoch !== epoch) {
-      epoch = page_.epoch;
-      lastStep = 0;
-      chart.clear();
-      continue;
-    }
-    epoch = page_.epoch;
-    chart.add(page_.results);
-    if (!page_.results.length || page_.last_step === lastStep) return;
-    lastStep = page_.last_step;
+  if (document.hidden || fetching) return;
+  fetching = true;
+  try {
+    while (await fetchMorePoints());
+  } finally {
+    fetching = false;
   }
+}
+
+/** Fetch one page of metrics; false when there are no more. */
+async function fetchMorePoints() {
+  const metrics = await api(`${url}/metrics?after_step=${lastStep}`);
+  // After a resume the steps since the checkpoint were done again.
+  const restarted = epoch !== null && metrics.epoch !== epoch;
+  epoch = metrics.epoch;
+  if (restarted) {
+    lastStep = 0;
+    chart.clear();
+    return true;
+  }
+  chart.add(metrics.results);
+  if (!metrics.results.length) return false;
+  lastStep = metrics.last_step;
+  return true;
 }
 
 function soonMetrics() {

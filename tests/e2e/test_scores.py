@@ -1,0 +1,230 @@
+"""What a training with the form's defaults teaches, judged by checks that use no model.
+
+The first model is trained by the documented script, the others over the API. A score that only
+rewards memorising or brightness would not tell two subjects apart, so every model is also held
+against pictures of a subject that it was not taught.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from models_app.starter.creatures import draw_creature
+from models_app.starter.judge import creature_score, judge, judge_background
+from models_app.starter.world import COLOURS as WORLD_COLOURS
+from studio_project.management.demo_client import DemoClient
+from tests.e2e import work
+from tests.e2e.site import ROOT, Site
+
+COLOURS = ("red", "blue", "white", "yellow", "purple")
+ABSENT = "cyan"
+ICONS = Path("/usr/share/fonts/truetype/font-awesome/fontawesome-webfont.ttf")
+ANDROID = "\uf17b"
+SECONDS = 600
+
+Draw = Callable[[str, np.random.Generator], Image.Image]
+
+
+def _icon(background: str, rng: np.random.Generator) -> Image.Image:
+    """Draw an icon that nobody here designed, at a random size and place."""
+    large = Image.new("RGB", (256, 256), WORLD_COLOURS[background])
+    font = ImageFont.truetype(str(ICONS), int(rng.integers(150, 190)))
+    place = (128 + int(rng.integers(-16, 17)), 128 + int(rng.integers(-16, 17)))
+    ImageDraw.Draw(large).text(place, ANDROID, font=font, fill=(20, 90, 60), anchor="mm")
+    return large.resize((64, 64), Image.Resampling.BOX)
+
+
+DRAW: dict[str, Draw] = {
+    "A": partial(draw_creature, "A"),
+    "B": partial(draw_creature, "B"),
+    "icon": _icon,
+}
+NUMBER = {"A": 16, "B": 16, "icon": 20}
+
+
+@dataclass
+class Taught:
+    """A model with what it was taught and what was kept back."""
+
+    client: DemoClient
+    model: int
+    base: int
+    uploaded: list[Image.Image]
+    held_out: list[Image.Image]
+
+    def paint(
+        self, prompt: str, *, number: int, seed: int = 1, base: bool = False
+    ) -> list[Image.Image]:
+        """Paint pictures through the site."""
+        pictures: list[Image.Image] = []
+        while len(pictures) < number:
+            done = work.generate(
+                self.client,
+                self.base if base else self.model,
+                prompt,
+                num_images=min(10, number - len(pictures)),
+                seed=seed + len(pictures),
+            )
+            assert done["status"] == "completed", done
+            for image in done["images"]:
+                content = self.client.fetch(image["url"])
+                pictures.append(Image.open(io.BytesIO(content)).convert("RGB"))
+        return pictures
+
+
+def _draw(kind: str) -> tuple[dict[str, bytes], list[Image.Image], list[Image.Image]]:
+    rng = np.random.default_rng(11)
+    uploaded, files = [], {}
+    for index in range(NUMBER[kind]):
+        colour = COLOURS[index % len(COLOURS)]
+        picture = DRAW[kind](colour, rng)
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        uploaded.append(picture)
+        files[f"{index:02}.png"] = buffer.getvalue()
+        files[f"{index:02}.txt"] = f"a zorp on a {colour} background".encode()
+    held_out = [DRAW[kind](COLOURS[index % len(COLOURS)], rng) for index in range(8)]
+    return files, uploaded, held_out
+
+
+def _by_script(site: Site, client: DemoClient, files: dict[str, bytes], folder: Path) -> int:
+    """Train and generate with the documented script, and return the model's id."""
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for name, content in files.items():
+        (pictures / name).write_bytes(content)
+    script = ROOT / "docs" / "examples" / "train_and_generate.py"
+    token = client.headers["Authorization"].removeprefix("Bearer ")
+    done = subprocess.run(
+        [sys.executable, str(script), str(pictures), "zorp", "a zorp on a red background"],
+        cwd=folder,
+        env={**os.environ, "STUDIO_URL": site.url, "STUDIO_TOKEN": token},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(folder.glob("*.png"))) == 2
+    return int(client.call("GET", "/api/models/?owner=me")["results"][0]["id"])
+
+
+def _by_api(client: DemoClient, files: dict[str, bytes]) -> int:
+    dataset = client.call("POST", "/api/datasets/", {"name": "zorps", "type": "image"})["id"]
+    client.upload(dataset, files)
+    wish = {
+        "dataset_id": dataset,
+        "base_model_id": work.starter(client),
+        "type": "lora",
+        "config": {"trigger_word": "zorp"},
+    }
+    job = client.call("POST", "/api/training/", wish)["id"]
+    client.call("POST", f"/api/training/{job}/start")
+    state = work.finished(client, f"/api/training/{job}/progress", seconds=SECONDS)
+    assert state["status"] == "completed", state
+    return int(state["output_model"]["id"])
+
+
+@pytest.fixture(scope="module")
+def taught(site: Site, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Taught]:
+    """One model for each subject, each by a user of their own, with the form's defaults."""
+    models = {}
+    for kind in DRAW:
+        client = site.user()
+        files, uploaded, held_out = _draw(kind)
+        if kind == "A":
+            model = _by_script(site, client, files, tmp_path_factory.mktemp("script"))
+        else:
+            model = _by_api(client, files)
+        models[kind] = Taught(client, model, work.starter(client), uploaded, held_out)
+    return models
+
+
+def test_the_documented_script_is_short() -> None:
+    script = ROOT / "docs" / "examples" / "train_and_generate.py"
+    assert len(script.read_text().splitlines()) < 80
+    imports = set(re.findall(r"^(?:import|from) (\w+)", script.read_text(), re.MULTILINE))
+    assert imports - set(sys.stdlib_module_names) == {"websockets"}
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("kind", DRAW)
+def test_held_out_above_trained_above_base(taught: dict[str, Taught], kind: str) -> None:
+    model = taught[kind]
+    prompt = "a zorp on a red background"
+
+    def likeness(pictures: list[Image.Image]) -> float:
+        return float(np.mean([creature_score(picture, model.uploaded) for picture in pictures]))
+
+    held_out = likeness(model.held_out)
+    trained = likeness(model.paint(prompt, number=8))
+    base = likeness(model.paint(prompt, number=8, base=True))
+    print(f"{kind}: held out {held_out:.3f} > trained {trained:.3f} > base {base:.3f}")
+    assert held_out > trained > base
+
+
+@pytest.mark.parametrize(("kind", "other"), [("A", "B"), ("B", "A"), ("icon", "A")])
+def test_a_model_paints_its_own_subject_and_not_another(
+    taught: dict[str, Taught], kind: str, other: str
+) -> None:
+    painted = taught[kind].paint("a zorp on a blue background", number=8, seed=50)
+    own = np.mean([creature_score(picture, taught[kind].uploaded) for picture in painted])
+    foreign = np.mean([creature_score(picture, taught[other].uploaded) for picture in painted])
+    print(f"{kind}: own {own:.3f}, {other} {foreign:.3f}")
+    assert own > foreign
+
+
+@pytest.mark.parametrize("kind", DRAW)
+def test_the_subject_goes_onto_a_background_it_never_had(
+    taught: dict[str, Taught], kind: str
+) -> None:
+    model = taught[kind]
+    painted = model.paint(f"a zorp on a {ABSENT} background", number=20, seed=101)
+    base = model.paint(f"a zorp on a {ABSENT} background", number=4, seed=101, base=True)
+    trained = np.mean([creature_score(picture, model.uploaded) for picture in painted])
+    untrained = np.mean([creature_score(picture, model.uploaded) for picture in base])
+    middle = (trained + untrained) / 2
+    hits = [
+        judge_background(picture) == ABSENT and creature_score(picture, model.uploaded) > middle
+        for picture in painted
+    ]
+    print(f"{kind}: {sum(hits)} of {len(hits)} on {ABSENT}")
+    assert sum(hits) >= 0.7 * len(hits)
+
+
+@pytest.mark.parametrize("kind", ["A"])
+def test_what_the_base_knew_it_still_knows(taught: dict[str, Taught], kind: str) -> None:
+    model = taught[kind]
+    prompts = [
+        ("red", "circle", "blue"),
+        ("green", "square", "white"),
+        ("yellow", "star", "purple"),
+        ("pink", "heart", "black"),
+        ("blue", "ring", "yellow"),
+        ("white", "cross", "green"),
+        ("purple", "diamond", "orange"),
+        ("orange", "triangle", "cyan"),
+    ]
+    right = {}
+    for base in (True, False):
+        hits = 0
+        for colour, shape, background in prompts:
+            prompt = f"a {colour} {shape} on a {background} background"
+            for picture in model.paint(prompt, number=2, seed=7, base=base):
+                seen = judge(picture)
+                hits += (seen.colour == colour) + (seen.shape == shape)
+                hits += seen.background == background
+        right[base] = hits / (len(prompts) * 2 * 3)
+    print(f"{kind}: base {right[True]:.2f}, trained {right[False]:.2f}")
+    assert right[False] >= right[True] - 0.10

@@ -1,0 +1,44 @@
+"""What a run says and when it stops."""
+
+from __future__ import annotations
+
+import pytest
+
+import training_app.trainer.reporting as reporting
+from tests.training_app.trainer.conftest import Recorder
+from training_app.trainer.reporting import Reporter, StopRun
+
+
+def test_a_phase_is_told_once_and_its_counting_sometimes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "MESSAGES_PER_SECOND", 1e-9)
+    channel = Recorder()
+    reporter = Reporter(channel)
+    reporter.phase("caching", 0, 100)
+    reporter.progress("step")
+    for done in range(100):
+        reporter.phase("caching", done, 100)
+    assert [message["done"] for message in channel.of("phase")] == [0]
+    reporter.phase("training")
+    assert channel.last["phase"] == "training"
+
+
+def test_a_wish_to_keep_is_heard_once() -> None:
+    reporter = Reporter(Recorder(stop_at=0, how="keep"))
+    with pytest.raises(StopRun):
+        reporter.raise_if_stopped()
+    reporter.keep()
+    reporter.raise_if_stopped()
+
+
+def test_a_cancel_after_a_wish_to_keep_still_cancels() -> None:
+    reporter = Reporter(Recorder(stop_at=0, how="cancel"))
+    reporter.keep()
+    with pytest.raises(StopRun) as stop:
+        reporter.raise_if_stopped(step=7)
+    assert (stop.value.how, stop.value.step) == ("cancel", 7)
+
+
+def test_a_note_has_a_code_and_its_values() -> None:
+    channel = Recorder()
+    Reporter(channel).note("resumed", step=3)
+    assert channel.last == {"type": "note", "code": "resumed", "params": {"step": 3}}
