@@ -12,8 +12,8 @@ from django.urls import re_path
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "studio_project.settings")
 http_application = get_asgi_application()
 
-from studio_project.close_codes import allow_standard_codes  # noqa: E402
 from studio_project.consumers import EventsConsumer  # noqa: E402  (needs the apps to be ready)
+from studio_project.daphne_shutdown import correct_daphne  # noqa: E402
 
 application = ProtocolTypeRouter(
     {
@@ -23,4 +23,4 @@ application = ProtocolTypeRouter(
         ),
     }
 )
-allow_standard_codes()
+correct_daphne()

@@ -22,7 +22,7 @@ from django.db import DatabaseError
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 
-from studio_project import close_codes, events
+from studio_project import daphne_shutdown, events
 from studio_project.models import ApiToken, User
 
 CLOSE_UNAUTHENTICATED = 4401
@@ -99,14 +99,13 @@ class EventsConsumer(AsyncWebsocketConsumer):
     """``/ws/events/``: opens for a session (with our origin), a token or a ticket."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serves the socket, and tells its client when the server goes down."""
+        """Serves the socket; its tasks end with it, also when the server goes down."""
+        self.tasks: list[asyncio.Task[None]] = []
         try:
             await super().__call__(scope, receive, send)
-        except asyncio.CancelledError:
-            for task in getattr(self, "tasks", []):
+        finally:
+            for task in self.tasks:
                 task.cancel()
-            await send({"type": "websocket.close", "code": close_codes.RESTART})
-            raise
 
     async def connect(self) -> None:
         """Checks who asks, joins the groups, and says which protocol is spoken."""
@@ -115,7 +114,6 @@ class EventsConsumer(AsyncWebsocketConsumer):
             for name, value in self.scope["headers"]
         }
         self.joined: list[str] = []
-        self.tasks: list[asyncio.Task[None]] = []
         self.proof, needs_origin = self._proof(headers)
         if needs_origin and not _our_origin(headers.get("origin", "")):
             await self._refuse(CLOSE_ORIGIN)
@@ -164,7 +162,7 @@ class EventsConsumer(AsyncWebsocketConsumer):
     async def event_message(self, message: dict[str, Any]) -> None:
         """Puts an event in line. A socket that reads too slowly is closed: it fetches anew then."""
         if self.waiting.full():
-            await self.close(code=close_codes.TRY_AGAIN_LATER)
+            await self.close(code=daphne_shutdown.TRY_AGAIN_LATER)
             return
         self.waiting.put_nowait(message["event"])
 

@@ -30,7 +30,7 @@ def page_by_key(
     ordered = rows.order_by("-created_at", "-pk")
     try:
         after = parse_datetime(moment) if moment else None
-        if after is not None:
+        if after is not None and after.tzinfo is not None:
             ordered = ordered.filter(Q(created_at__lt=after) | Q(created_at=after, pk__lt=key))
         page = list(ordered[: size + 1])
     except (ValueError, ValidationError, OverflowError):

@@ -108,8 +108,8 @@ class Service:
         )
         self.started_at = time.monotonic()
         self.start_again_at = 0.0
-        assert self.process.stdout is not None  # noqa: S101
-        self._follower = log.follow(self.name, self.process.stdout, self.unsaid)
+        if self.process.stdout is not None:
+            self._follower = log.follow(self.name, self.process.stdout, self.unsaid)
 
     def look_after(self, log: Log, cwd: Path) -> None:
         """Starts the process again if it has ended, after a pause that grows with each failure."""

@@ -64,7 +64,7 @@ class TokenThrottle(SimpleRateThrottle):
 class TokenList(generics.ListAPIView):
     """My living tokens; POST makes one, with HTTP Basic from a script or from the account page."""
 
-    authentication_classes = (BearerAuthentication, SessionAuthentication, BasicAuthentication)
+    authentication_classes = (BearerAuthentication, BasicAuthentication, SessionAuthentication)
     serializer_class = TokenSerializer
     throttle_classes = ()
     filter_backends = ()

@@ -319,7 +319,7 @@ class _Supervision:
                 if time.monotonic() - self.renewed_at > settings.STUDIO_LEASE_SECONDS:
                     raise JobLost(self.job.label) from error
                 logger.warning("%s: the database is away: %s", self.job.label, error)
-                time.sleep(random.uniform(0.5, 1.5))  # noqa: S311
+                time.sleep(random.uniform(0.5, 1.5))  # noqa: S311  # nosec B311
 
     # --- ends that the child does not announce -----------------------------------------------
     def _ended(self, now: float) -> Outcome | None:

@@ -63,6 +63,8 @@ class Command(BaseCommand):
             require_free_port(settings.STUDIO_HOST, settings.STUDIO_PORT)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._on_signal)
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as it is under nohup
+                signal.signal(signal.SIGHUP, self._on_signal)
             self.log = Log()
             self.services = Services(self.log, settings.BASE_DIR)
             self.env = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -246,7 +248,7 @@ def require_free_port(host: str, port: int) -> None:
 
 def web_is_ready() -> bool:
     """Whether ``/readyz`` answers well."""
-    anywhere = settings.STUDIO_HOST in ("0.0.0.0", "::")  # noqa: S104
+    anywhere = settings.STUDIO_HOST in ("0.0.0.0", "::")  # noqa: S104  # nosec B104
     host = "127.0.0.1" if anywhere else settings.STUDIO_HOST
     connection = http.client.HTTPConnection(host, settings.STUDIO_PORT, timeout=10)
     try:
