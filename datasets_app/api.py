@@ -33,7 +33,7 @@ from datasets_app.serializers import (
     UploadSerializer,
 )
 from studio_project import storage
-from studio_project.api import Problem, get_visible, idempotent
+from studio_project.api import Problem, get_visible, idempotent, signed_in
 
 FILE = OpenApiResponse(OpenApiTypes.BINARY)
 DATASET_ID = OpenApiParameter("id", OpenApiTypes.INT, OpenApiParameter.PATH)
@@ -50,7 +50,7 @@ class DatasetList(generics.ListAPIView):
 
     def get_queryset(self) -> QuerySet[Dataset]:
         """Start at what the user may see."""
-        rows = Dataset.objects.visible_to(self.request.user)
+        rows = Dataset.objects.visible_to(signed_in(self.request))
         return rows.with_cover().select_related("owner")
 
     @extend_schema(
@@ -61,7 +61,7 @@ class DatasetList(generics.ListAPIView):
         """Make an empty dataset."""
         given = NewDatasetSerializer(data=request.data)
         given.is_valid(raise_exception=True)
-        dataset = services.create_dataset(request.user, **given.validated_data)
+        dataset = services.create_dataset(signed_in(request), **given.validated_data)
         return Response(DatasetSerializer(dataset).data, status=status.HTTP_201_CREATED)
 
 
@@ -84,13 +84,13 @@ class DatasetDetail(APIView):
         dataset = _find(request, pk)
         given = DatasetChangesSerializer(data=request.data)
         given.is_valid(raise_exception=True)
-        services.edit_dataset(request.user, dataset, **given.validated_data)
+        services.edit_dataset(signed_in(request), dataset, **given.validated_data)
         return Response(DatasetSerializer(dataset).data)
 
     @extend_schema(summary="Delete a dataset", responses={204: None})
     def delete(self, request: Request, pk: str) -> Response:
         """Delete a dataset with its pictures; models trained on it stay."""
-        services.delete_dataset(request.user, _find(request, pk))
+        services.delete_dataset(signed_in(request), _find(request, pk))
         return Response(status=status.HTTP_204_NO_CONTENT)
 
 
@@ -107,7 +107,7 @@ class DatasetImages(generics.ListAPIView):
         """Start at a dataset the user may see."""
         if getattr(self, "swagger_fake_view", False):
             return DatasetImage.objects.none()
-        dataset = get_visible(Dataset.objects.all(), self.request.user, self.kwargs["pk"])
+        dataset = get_visible(Dataset.objects.all(), signed_in(self.request), self.kwargs["pk"])
         return DatasetImage.objects.live().filter(dataset=dataset)
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
@@ -127,9 +127,9 @@ class DatasetImages(generics.ListAPIView):
     )
     def post(self, request: Request, pk: str) -> Response:
         """Add files; each has an outcome of its own, and 422 says that nothing was taken."""
-        dataset = get_visible(Dataset.objects.all(), request.user, pk)
+        dataset = get_visible(Dataset.objects.all(), signed_in(request), pk)
         _refuse_unknown_parts(request)
-        result = services.add_files(request.user, dataset, request.FILES.getlist("files"))
+        result = services.add_files(signed_in(request), dataset, request.FILES.getlist("files"))
         code = status.HTTP_422_UNPROCESSABLE_ENTITY if result.is_empty else status.HTTP_201_CREATED
         return Response(UploadResultSerializer(result).data, status=code)
 
@@ -153,13 +153,13 @@ class DatasetImageDetail(APIView):
         image = _find_image(request, pk, image_id)
         given = CaptionSerializer(data=request.data)
         given.is_valid(raise_exception=True)
-        services.set_caption(request.user, image, given.validated_data["caption"])
+        services.set_caption(signed_in(request), image, given.validated_data["caption"])
         return Response(DatasetImageSerializer(image).data)
 
     @extend_schema(summary="Delete a picture", responses={204: None})
     def delete(self, request: Request, pk: str, image_id: str) -> Response:
         """Delete a picture; trainings that run keep it until they end."""
-        services.delete_image(request.user, _find_image(request, pk, image_id))
+        services.delete_image(signed_in(request), _find_image(request, pk, image_id))
         return Response(status=status.HTTP_204_NO_CONTENT)
 
 
@@ -201,12 +201,14 @@ class DatasetImageThumbnail(APIView):
 
 
 def _find(request: Request, pk: str) -> Dataset:
-    return get_visible(Dataset.objects.select_related("owner"), request.user, pk)
+    return get_visible(Dataset.objects.select_related("owner"), signed_in(request), pk)
 
 
 def _find_image(request: Request, pk: str, image_id: str) -> DatasetImage:
-    rows = DatasetImage.objects.filter(dataset=get_visible(Dataset.objects.all(), request.user, pk))
-    return get_visible(rows.select_related("dataset"), request.user, image_id)
+    rows = DatasetImage.objects.filter(
+        dataset=get_visible(Dataset.objects.all(), signed_in(request), pk)
+    )
+    return get_visible(rows.select_related("dataset"), signed_in(request), image_id)
 
 
 def _refuse_unknown_parts(request: Request) -> None:

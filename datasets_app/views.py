@@ -11,7 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 
 from datasets_app.models import Dataset, DatasetImage
-from studio_project.api import get_visible
+from studio_project.api import get_visible, signed_in
 from studio_project.paging import page_by_key
 
 CARDS = 24
@@ -25,12 +25,12 @@ SMALL = Q(width__lt=SMALL_SIDE) | Q(height__lt=SMALL_SIDE)
 @login_required
 def dataset_list(request: HttpRequest) -> HttpResponse:
     """Show the datasets the user may see, newest first; `?part=cards` is the cards alone."""
-    rows = Dataset.objects.visible_to(request.user).with_cover().select_related("owner")
+    rows = Dataset.objects.visible_to(signed_in(request)).with_cover().select_related("owner")
     whose = request.GET.get("whose", "")
     if whose == "mine":
-        rows = rows.filter(owner=request.user)
+        rows = rows.filter(owner=signed_in(request))
     elif whose == "shared":
-        rows = rows.exclude(owner=request.user)
+        rows = rows.exclude(owner=signed_in(request))
     search = request.GET.get("search", "").strip()
     if search:
         rows = rows.filter(name__icontains=search)
@@ -44,14 +44,14 @@ def dataset_list(request: HttpRequest) -> HttpResponse:
 @login_required
 def dataset_detail(request: HttpRequest, pk: int) -> HttpResponse:
     """Show one dataset; `?part=pictures` is the pictures alone, `?part=counts` the counts alone."""
-    dataset = get_visible(Dataset.objects.select_related("owner"), request.user, pk)
+    dataset = get_visible(Dataset.objects.select_related("owner"), signed_in(request), pk)
     pictures = DatasetImage.objects.live().filter(dataset=dataset)
     show = request.GET.get("show", "")
     part = request.GET.get("part", "")
     context = {
         "dataset": dataset,
         "show": show,
-        "can_edit": Dataset.objects.editable_by(request.user).filter(pk=pk).exists(),
+        "can_edit": Dataset.objects.editable_by(signed_in(request)).filter(pk=pk).exists(),
         "small_side": SMALL_SIDE,
         "caption_length": DatasetImage.CAPTION_LENGTH,
     }

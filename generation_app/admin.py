@@ -16,7 +16,6 @@ class GenerationJobAdmin(JobAdmin):
     list_display = (*JobAdmin.list_display, "mode")
     list_filter = (*JobAdmin.list_filter, "mode")
     fields = (*JOB_FIELDS, "mode")
-    hidden = {"parameters": {}}
 
 
 @admin.register(GeneratedImage)

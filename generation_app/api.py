@@ -24,7 +24,7 @@ from generation_app.serializers import (
     TextToImageRequestSerializer,
 )
 from studio_project import events, storage
-from studio_project.api import Problem, get_visible, idempotent, wait_for, wait_seconds
+from studio_project.api import Problem, get_visible, idempotent, signed_in, wait_for, wait_seconds
 from studio_project.models import User
 
 WAIT = OpenApiParameter(
@@ -87,7 +87,7 @@ def visible_generations(user: User) -> QuerySet[GenerationJob]:
 
 def find_generation(request: Request, pk: UUID) -> GenerationJob:
     """Return one of the user's requests, or raise 404."""
-    return get_visible(GenerationJob.objects.select_related("owner"), request.user, pk)
+    return get_visible(GenerationJob.objects.select_related("owner"), signed_in(request), pk)
 
 
 def represent(request: Request, job: GenerationJob, status: int = 200) -> Response:
@@ -108,7 +108,7 @@ class TextToImage(APIView):
     def post(self, request: Request) -> Response:
         """Queue a request; with `Prefer: wait=N` the answer is 200 when it ended in time."""
         mode = GenerationJob.Mode.TEXT_TO_IMAGE
-        job = services.submit_generation(request.user, mode=mode, body=request.data)
+        job = services.submit_generation(signed_in(request), mode=mode, body=dict(request.data))
         seconds = wait_seconds(request)
         if not seconds:
             return represent(request, job, 202)
@@ -125,7 +125,9 @@ class GenerationEstimate(APIView):
     def post(self, request: Request) -> Response:
         """Resolve the values and say how much work they are; nothing is made."""
         mode = GenerationJob.Mode.TEXT_TO_IMAGE
-        return Response(services.estimate_generation(request.user, mode=mode, body=request.data))
+        return Response(
+            services.estimate_generation(signed_in(request), mode=mode, body=dict(request.data))
+        )
 
 
 class GenerationList(generics.ListAPIView):
@@ -138,7 +140,7 @@ class GenerationList(generics.ListAPIView):
         """My own, newest first."""
         if getattr(self, "swagger_fake_view", False):
             return GenerationJob.objects.none()
-        return visible_generations(self.request.user)
+        return visible_generations(signed_in(self.request))
 
 
 class GenerationDetail(APIView):
@@ -154,7 +156,7 @@ class GenerationDetail(APIView):
     @extend_schema(responses={204: None})
     def delete(self, request: Request, pk: UUID) -> Response:
         """Remove one that has ended, with its pictures."""
-        services.delete_generation(request.user, find_generation(request, pk))
+        services.delete_generation(signed_in(request), find_generation(request, pk))
         return Response(status=204)
 
 
@@ -164,7 +166,7 @@ class GenerationCancel(APIView):
     @extend_schema(request=None, responses=GenerationSerializer)
     def post(self, request: Request, pk: UUID) -> Response:
         """End it; one that has ended answers with its state."""
-        job = services.cancel_generation(request.user, find_generation(request, pk))
+        job = services.cancel_generation(signed_in(request), find_generation(request, pk))
         return represent(request, job)
 
 
@@ -197,7 +199,7 @@ class ImageList(generics.ListAPIView):
         """My own, newest first."""
         if getattr(self, "swagger_fake_view", False):
             return GeneratedImage.objects.none()
-        return visible_images(self.request.user)
+        return visible_images(signed_in(self.request))
 
 
 class ImageDetail(APIView):
@@ -206,14 +208,14 @@ class ImageDetail(APIView):
     @extend_schema(responses=ImageSerializer)
     def get(self, request: Request, pk: int) -> Response:
         """Show its parameters."""
-        image = get_visible(visible_images(request.user), request.user, pk)
+        image = get_visible(visible_images(signed_in(request)), signed_in(request), pk)
         return Response(ImageSerializer(image, context={"request": request}).data)
 
     @extend_schema(responses={204: None})
     def delete(self, request: Request, pk: int) -> Response:
         """Remove it."""
-        image = get_visible(visible_images(request.user), request.user, pk)
-        services.delete_image(request.user, image)
+        image = get_visible(visible_images(signed_in(request)), signed_in(request), pk)
+        services.delete_image(signed_in(request), image)
         return Response(status=204)
 
 
@@ -225,7 +227,7 @@ class ImageFile(APIView):
     @extend_schema(responses={(200, "image/png"): OpenApiTypes.BINARY})
     def get(self, request: Request, pk: int) -> HttpResponseBase:
         """Hand it over, shown in the page unless `?download=1`."""
-        image = get_visible(visible_images(request.user), request.user, pk)
+        image = get_visible(visible_images(signed_in(request)), signed_in(request), pk)
         suffix, kind = (".webp", "image/webp") if self.thumbnail else (".png", "image/png")
         return storage.file_response(
             image.thumbnail_key if self.thumbnail else image.key,

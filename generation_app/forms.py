@@ -35,7 +35,7 @@ class ParameterField:
 def size_fields(user: User) -> list[ParameterField]:
     """Return size and count, within what this user may ask for."""
     limits = Limits()
-    side = {"minimum": limits.min_side, "maximum": limits.max_side, "step": "8"}
+    side: dict[str, Any] = {"minimum": limits.min_side, "maximum": limits.max_side, "step": "8"}
     return [
         ParameterField("width", _("Width"), _("In pixels; a multiple of 8."), **side),
         ParameterField("height", _("Height"), _("In pixels; a multiple of 8."), **side),

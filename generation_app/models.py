@@ -45,7 +45,9 @@ class GenerationJob(Job):
     parameters = models.JSONField(default=dict)
     metrics = models.JSONField(default=dict, blank=True)
 
-    def __str__(self) -> str:
+    @property
+    def title(self) -> str:
+        """What its owner knows the request by: the beginning of the prompt."""
         return str(self.parameters.get("prompt", ""))[:80] or str(self.pk)
 
     def event_fields(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from generation_app.engine.vocabulary import SCHEDULERS
 from generation_app.forms import defaults_by_architecture, quality_fields, size_fields
 from generation_app.models import GeneratedImage
 from models_app.models import DiffusionModel
-from studio_project.api import get_visible
+from studio_project.api import get_visible, signed_in
 from studio_project.models import User
 from studio_project.paging import page_by_key
 
@@ -30,7 +30,7 @@ MADE_WITH = 24
 @login_required
 def text_to_image(request: HttpRequest) -> HttpResponse:
     """Show the generate page; `?model=`, `?image=` and `?job=` say what it opens with."""
-    user: User = request.user  # type: ignore[assignment]
+    user: User = signed_in(request)  # type: ignore[assignment]
     schedulers = {name: words.title for name, words in SCHEDULERS.items()}
     limits = Limits()
     context = {
@@ -53,7 +53,7 @@ def image_list(request: HttpRequest) -> HttpResponse:
 
     `?part=tiles` is the tiles alone; with `model` those that were made with it.
     """
-    rows = GeneratedImage.objects.visible_to(request.user).select_related("job")
+    rows = GeneratedImage.objects.visible_to(signed_in(request)).select_related("job")
     search = request.GET.get("search", "").strip()
     if search:
         rows = rows.filter(
@@ -72,11 +72,13 @@ def image_list(request: HttpRequest) -> HttpResponse:
 @login_required
 def image_detail(request: HttpRequest, pk: str) -> HttpResponse:
     """Show one picture with its parameters; `?part=panel` is the side panel's content."""
-    image = get_visible(GeneratedImage.objects.select_related("job"), request.user, pk)
-    rows = GeneratedImage.objects.visible_to(request.user)
+    image = get_visible(GeneratedImage.objects.select_related("job"), signed_in(request), pk)
+    rows = GeneratedImage.objects.visible_to(signed_in(request))
     newer = rows.filter(_beside(image, newer=True)).order_by("created_at", "pk").first()
     older = rows.filter(_beside(image, newer=False)).order_by("-created_at", "-pk").first()
-    model = DiffusionModel.objects.visible_to(request.user).filter(pk=image.job.model_id).first()
+    model = (
+        DiffusionModel.objects.visible_to(signed_in(request)).filter(pk=image.job.model_id).first()
+    )
     context = {
         "image": image,
         "model": model,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from django.db.models import QuerySet
 from django.http import HttpResponseBase
@@ -23,8 +23,7 @@ from models_app.serializers import (
     ThumbnailUploadSerializer,
 )
 from studio_project import storage
-from studio_project.api import Problem, get_visible
-from studio_project.models import User
+from studio_project.api import Problem, get_visible, signed_in
 
 FILE = OpenApiResponse(OpenApiTypes.BINARY)
 
@@ -38,7 +37,7 @@ class ModelList(generics.ListAPIView):
 
     def get_queryset(self) -> QuerySet[DiffusionModel]:
         """Start at what the user may see."""
-        rows = DiffusionModel.objects.visible_to(self.request.user)
+        rows = DiffusionModel.objects.visible_to(signed_in(self.request))
         return rows.select_related("owner", "base_model")
 
 
@@ -60,12 +59,14 @@ class ModelDetail(APIView):
         model = _find(request, pk)
         changes = ModelChangesSerializer(data=request.data)
         changes.is_valid(raise_exception=True)
-        return _answer(services.edit_model(_user(request), model, changes.validated_data), request)
+        return _answer(
+            services.edit_model(signed_in(request), model, changes.validated_data), request
+        )
 
     @extend_schema(summary="Delete a model", responses={204: None})
     def delete(self, request: Request, pk: str) -> Response:
         """Delete a model that nothing builds on."""
-        services.delete_model(_user(request), _find(request, pk))
+        services.delete_model(signed_in(request), _find(request, pk))
         return Response(status=status.HTTP_204_NO_CONTENT)
 
 
@@ -131,23 +132,19 @@ class ModelThumbnail(APIView):
         model = _find(request, pk)
         upload = ThumbnailUploadSerializer(data=request.data)
         upload.is_valid(raise_exception=True)
-        services.set_thumbnail(_user(request), model, upload.validated_data["file"])
+        services.set_thumbnail(signed_in(request), model, upload.validated_data["file"])
         return _answer(model, request)
 
     @extend_schema(summary="Remove a model's picture", responses={204: None})
     def delete(self, request: Request, pk: str) -> Response:
         """Take the picture away."""
-        services.set_thumbnail(_user(request), _find(request, pk), None)
+        services.set_thumbnail(signed_in(request), _find(request, pk), None)
         return Response(status=status.HTTP_204_NO_CONTENT)
-
-
-def _user(request: Request) -> User:
-    return cast(User, request.user)  # every view here demands an account
 
 
 def _find(request: Request, pk: str) -> DiffusionModel:
     rows: Any = DiffusionModel.objects.select_related("owner", "base_model")
-    model: DiffusionModel = get_visible(rows, _user(request), pk)
+    model: DiffusionModel = get_visible(rows, signed_in(request), pk)
     return model
 
 

@@ -61,7 +61,7 @@ def _encode_clip(
         hidden = text_encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states
         # The norm lies in `text_model` up to transformers 4, on the encoder itself from 5 on,
         # where the pipeline's own way to it fails.
-        owner = getattr(text_encoder, "text_model", text_encoder)
+        owner: Any = getattr(text_encoder, "text_model", text_encoder)
         embeds = owner.final_layer_norm(hidden[-(clip_skip + 1)])
     return Conditioning({"prompt_embeds": embeds.to(text_encoder.dtype)})
 

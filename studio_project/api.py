@@ -17,7 +17,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import ObjectDoesNotExist, PermissionDenied
 from django.db import IntegrityError, models, transaction
 from django.http import Http404, HttpRequest
 from django.utils import timezone
@@ -147,10 +147,10 @@ def problem_response(error: Exception, context: dict[str, Any]) -> Response | No
     elif isinstance(error, exceptions.APIException):
         status_code, detail = error.status_code, str(error.detail)
         code = str(error.get_codes())
-        if getattr(error, "auth_header", None):
-            headers["WWW-Authenticate"] = error.auth_header
-        if getattr(error, "wait", None):
-            headers["Retry-After"] = f"{error.wait:.0f}"
+        if auth_header := getattr(error, "auth_header", ""):
+            headers["WWW-Authenticate"] = auth_header
+        if wait := getattr(error, "wait", None):
+            headers["Retry-After"] = f"{wait:.0f}"
     elif isinstance(error, Http404):
         status_code, code = 404, "not_found"
         detail = _("There is nothing here that you may see.")
@@ -239,13 +239,24 @@ class KeyPagination(pagination.CursorPagination):
     ordering = ("-created_at", "-id")
 
 
+def signed_in(request: HttpRequest | Request) -> User:
+    """Return the user of a view that admits only who is signed in.
+
+    Raises:
+        NotAuthenticated: The view forgot to ask.
+    """
+    if not isinstance(request.user, User):
+        raise exceptions.NotAuthenticated
+    return request.user
+
+
 def get_visible(
     rows: models.QuerySet[Row], user: User | AnonymousUser, pk: int | str | UUID
 ) -> Row:
     """Return one row this user may see, or raise 404 as for a row that does not exist."""
     try:
         return rows.visible_to(user).get(pk=pk)  # type: ignore[attr-defined]
-    except (rows.model.DoesNotExist, ValueError, OverflowError, TypeError) as error:
+    except (ObjectDoesNotExist, ValueError, OverflowError, TypeError) as error:
         raise Http404 from error
 
 
@@ -287,12 +298,16 @@ def idempotent(view: Callable[..., Response]) -> Callable[..., Response]:
         text = json.dumps([request.method, request.path, request.data], sort_keys=True, default=str)
         digest = hashlib.sha256(text.encode()).hexdigest()
         oldest = timezone.now() - settings.STUDIO_IDEMPOTENCY_AGE
-        IdempotencyKey.objects.filter(owner=request.user, created_at__lt=oldest).delete()
+        IdempotencyKey.objects.filter(owner=signed_in(request), created_at__lt=oldest).delete()
         try:
             with transaction.atomic():
-                row = IdempotencyKey.objects.create(owner=request.user, key=key, digest=digest)
+                row = IdempotencyKey.objects.create(
+                    owner=signed_in(request), key=key, digest=digest
+                )
         except IntegrityError:
-            return _answer_again(IdempotencyKey.objects.get(owner=request.user, key=key), digest)
+            return _answer_again(
+                IdempotencyKey.objects.get(owner=signed_in(request), key=key), digest
+            )
         try:
             response = view(self, request, *args, **kwargs)
         except BaseException:

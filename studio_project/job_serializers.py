@@ -49,7 +49,8 @@ class JobProgressSerializer(serializers.Serializer):
 
     def _waiting(self) -> Waiting:
         """Return one look at the queue for the whole answer."""
-        waiting: Waiting = self.root.context.setdefault("waiting", Waiting())
+        context: Any = self.root.context
+        waiting: Waiting = context.setdefault("waiting", Waiting())
         return waiting
 
     def get_waiting_reason(self, job: Job) -> str:

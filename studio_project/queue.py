@@ -48,7 +48,7 @@ def _own_entry(job: Job, waiting: Waiting) -> dict[str, Any]:
     return {
         **_bar(job, waiting),
         "id": str(job.pk),
-        "title": str(job),
+        "title": str(getattr(job, "title", "")),
         "phase": job.phase,
         "waiting_reason": waiting.reason(job),
         "progress": finite(job.progress) or 0.0,

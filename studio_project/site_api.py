@@ -26,6 +26,7 @@ from studio_project.api import (
     Problem,
     SessionAuthentication,
     StrictSerializer,
+    signed_in,
 )
 from studio_project.consumers import TICKET_SALT
 from studio_project.event_schemas import EVENT_SCHEMAS
@@ -73,7 +74,7 @@ class TokenList(generics.ListAPIView):
         """Count a try before its password is looked at; listing is not limited."""
         throttle = TokenThrottle()
         if request.method == "POST" and not throttle.allow_request(request, self):
-            self.throttled(request, throttle.wait())
+            self.throttled(request, throttle.wait() or 60.0)
         super().perform_authentication(request)
 
     def get_queryset(self) -> Any:
@@ -81,14 +82,14 @@ class TokenList(generics.ListAPIView):
         if getattr(self, "swagger_fake_view", False):
             return ApiToken.objects.none()
         return ApiToken.objects.filter(
-            owner=self.request.user, revoked_at=None, expires_at__gt=timezone.now()
+            owner=signed_in(self.request), revoked_at=None, expires_at__gt=timezone.now()
         )
 
     @extend_schema(request=TokenSerializer, responses={201: IssuedTokenSerializer})
     def post(self, request: Request) -> Response:
         """Make a token; the secret is in this answer and never again."""
         basic = isinstance(request.successful_authenticator, BasicAuthentication)
-        if basic and is_mfa_enabled(request.user):
+        if basic and is_mfa_enabled(signed_in(request)):
             raise Problem(
                 "two_factor_required",
                 _("This account uses a second factor, which a password alone cannot replace."),
@@ -97,8 +98,8 @@ class TokenList(generics.ListAPIView):
             )
         given = TokenSerializer(data=request.data)
         given.is_valid(raise_exception=True)
-        row, secret = ApiToken.issue(request.user, given.validated_data["name"])
-        AuditEntry.write(request.user, "token.created", row.name)
+        row, secret = ApiToken.issue(signed_in(request), given.validated_data["name"])
+        AuditEntry.write(signed_in(request), "token.created", row.name)
         row.token = secret  # type: ignore[attr-defined]
         return Response(IssuedTokenSerializer(row).data, status=201)
 
@@ -111,12 +112,12 @@ class TokenDetail(generics.DestroyAPIView):
 
     def get_queryset(self) -> Any:
         """My tokens only."""
-        return ApiToken.objects.filter(owner=self.request.user, revoked_at=None)
+        return ApiToken.objects.filter(owner=signed_in(self.request), revoked_at=None)
 
     def perform_destroy(self, instance: ApiToken) -> None:
         """Keep the row for the audit, without its power."""
         ApiToken.objects.filter(pk=instance.pk).update(revoked_at=timezone.now())
-        AuditEntry.write(self.request.user, "token.revoked", instance.name)
+        AuditEntry.write(signed_in(self.request), "token.revoked", instance.name)
 
 
 class TicketSerializer(serializers.Serializer):
@@ -135,7 +136,7 @@ class Ticket(APIView):
     @extend_schema(request=None, responses={201: TicketSerializer})
     def post(self, request: Request) -> Response:
         """Make a ticket for `/ws/events/?ticket=…`."""
-        proof = [request.user.pk, request.user.session_epoch]
+        proof = [signed_in(request).pk, signed_in(request).session_epoch]
         ticket = signing.dumps(proof, salt=TICKET_SALT)
         body = {"ticket": ticket, "expires_in_seconds": settings.STUDIO_TICKET_SECONDS}
         return Response(body, status=201)
@@ -156,15 +157,15 @@ class Options(APIView):
                     "request_files": settings.STUDIO_MAX_REQUEST_FILES,
                     "pixels": settings.STUDIO_MAX_PIXELS,
                     "caption_length": MAX_CAPTION,
-                    "active_jobs": request.user.max_active_jobs,
-                    "images_per_request": request.user.max_images_per_request,
-                    "stored_bytes": request.user.max_stored_bytes,
+                    "active_jobs": signed_in(request).max_active_jobs,
+                    "images_per_request": signed_in(request).max_images_per_request,
+                    "stored_bytes": signed_in(request).max_stored_bytes,
                 },
-                "stored_bytes": request.user.stored_bytes,
+                "stored_bytes": signed_in(request).stored_bytes,
                 "schedulers": list(SCHEDULERS),
                 "generation": {
                     **dataclasses.asdict(Limits()),
-                    "max_images": request.user.max_images_per_request,
+                    "max_images": signed_in(request).max_images_per_request,
                 },
                 "training": {
                     field.name: dict(field.metadata) for field in dataclasses.fields(TrainingConfig)
@@ -188,7 +189,7 @@ class Queue(APIView):
     @extend_schema(responses=OpenApiTypes.OBJECT)
     def get(self, request: Request) -> Response:
         """Return what the queue page shows."""
-        return Response(queue_overview(request.user))
+        return Response(queue_overview(signed_in(request)))
 
 
 class Unknown(APIView):
@@ -198,6 +199,6 @@ class Unknown(APIView):
 
     permission_classes = ()
 
-    def http_method_not_allowed(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+    def http_method_not_allowed(self, request: Any, *args: Any, **kwargs: Any) -> Response:
         """Say that there is no such route."""
         raise Problem("not_found", _("The API has no such route."), status=404)

@@ -155,14 +155,6 @@ def _trim_copies(keep: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sha256_of(source: Path | BinaryIO) -> str:
-    """Return the SHA-256 of a file's bytes in hexadecimal."""
-    if isinstance(source, Path):
-        with source.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
-    return hashlib.file_digest(source, "sha256").hexdigest()
-
-
 # --- room on the disk ---------------------------------------------------------------------------
 def free_bytes() -> int:
     """Return the free space where files are written, in bytes."""

@@ -19,6 +19,7 @@ from django.views.decorators.http import require_POST
 from datasets_app.models import Dataset
 from generation_app.models import GeneratedImage
 from models_app.models import DiffusionModel
+from studio_project.api import signed_in
 from studio_project.jobs import Job, job_classes
 from studio_project.models import ApiToken, User, Worker
 from studio_project.waiting import Waiting, seen_workers
@@ -67,7 +68,7 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
 @login_required
 def home(request: HttpRequest) -> HttpResponse:
     """Show the next sensible step, and what runs and what has just finished."""
-    user = _user(request)
+    user = signed_in(request)
     trained = (
         DiffusionModel.objects.usable_by(user)
         .filter(owner=user)
@@ -100,7 +101,8 @@ def _my_jobs(user: User) -> list[Job]:
     waiting = Waiting()
     rows: list[Any] = []
     for job_class in job_classes():
-        for job in job_class.objects.visible_to(user).filter(status__in=LIVE):
+        live: list[Any] = list(job_class.objects.visible_to(user).filter(status__in=LIVE))
+        for job in live:
             job.place = waiting.position(job)
             job.waiting_reason = waiting.reason(job)
             job.cancel_url = _cancel_url(job)
@@ -122,7 +124,7 @@ def queue(request: HttpRequest) -> HttpResponse:
     """
     if request.GET.get("part") == "strip":
         return render(request, "studio/_strip.html")
-    user = _user(request)
+    user = signed_in(request)
     context = {
         "mine": _my_jobs(user),
         "others": _others(user),
@@ -156,7 +158,7 @@ def _workers(user: User) -> list[Worker]:
 @login_required
 def account_settings(request: HttpRequest) -> HttpResponse:
     """Show language, theme, storage and the API tokens of the signed-in user."""
-    user = _user(request)
+    user = signed_in(request)
     tokens = ApiToken.objects.filter(
         owner=user, revoked_at=None, expires_at__gt=timezone.now()
     ).order_by("-created_at", "-id")
@@ -172,7 +174,7 @@ def set_language(request: HttpRequest) -> HttpResponse:
     if language not in dict(settings.LANGUAGES):
         return response
     if request.user.is_authenticated:
-        User.objects.filter(pk=request.user.pk).update(language=language)
+        User.objects.filter(pk=signed_in(request).pk).update(language=language)
     translation.activate(language)
     response.set_cookie(
         settings.LANGUAGE_COOKIE_NAME,
@@ -190,7 +192,7 @@ def set_theme(request: HttpRequest) -> HttpResponse:
     """Keep the theme with the account."""
     theme = request.POST.get("theme", "")
     if theme in User.Theme.values:
-        User.objects.filter(pk=request.user.pk).update(theme=theme)
+        User.objects.filter(pk=signed_in(request).pk).update(theme=theme)
     return redirect(_next(request))
 
 
@@ -202,9 +204,3 @@ def _next(request: HttpRequest) -> str:
     ):
         return target
     return reverse("home")
-
-
-def _user(request: HttpRequest) -> User:
-    """Return the signed-in user as our class, for views behind `login_required`."""
-    assert isinstance(request.user, User)  # noqa: S101 - narrows the type, proven by the decorator
-    return request.user

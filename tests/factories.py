@@ -17,6 +17,7 @@ from PIL import Image
 
 from datasets_app.models import Dataset, DatasetImage
 from generation_app.models import GeneratedImage, GenerationJob
+from models_app.inspection import sha256_of
 from models_app.models import DiffusionModel
 from studio_project import storage
 from studio_project.models import User, Visibility, Worker
@@ -44,7 +45,7 @@ def make_base_of(folder: Path, name: str = "Tiny", **fields: Any) -> DiffusionMo
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         relative = path.relative_to(folder).as_posix()
         size = storage.save(f"{prefix}/{relative}", path)
-        sha256 = storage.sha256_of(path)
+        sha256 = sha256_of(path)
         digest.update(sha256.encode())
         files.append({"name": relative, "size": size, "sha256": sha256})
     size_bytes = sum(entry["size"] for entry in files)

@@ -7,6 +7,7 @@ from typing import Any
 from django.contrib import admin
 from django.http import HttpRequest
 
+from studio_project.api import signed_in
 from studio_project.job_admin import JOB_FIELDS, JobAdmin
 from training_app import services
 from training_app.models import TrainingCheckpoint, TrainingJob
@@ -34,8 +35,7 @@ class TrainingJobAdmin(JobAdmin):
     list_filter = (*JobAdmin.list_filter, "type")
     fields = (*JOB_FIELDS, "type")
     inlines = (CheckpointInline,)
-    hidden = {"title": ""}
 
     def cancel_job(self, request: HttpRequest, job: Any) -> None:
         """End it and drop its checkpoints."""
-        services.cancel_training(request.user, job)
+        services.cancel_training(signed_in(request), job)

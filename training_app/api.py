@@ -17,7 +17,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from studio_project import storage
-from studio_project.api import Problem, get_visible, idempotent
+from studio_project.api import Problem, get_visible, idempotent, signed_in
 from studio_project.models import User
 from training_app import services
 from training_app.models import TrainingJob, TrainingSample
@@ -77,7 +77,7 @@ def visible_trainings(user: User) -> QuerySet[TrainingJob]:
 def find_training(request: Request, pk: UUID) -> TrainingJob:
     """Return one of the user's trainings, or raise 404."""
     rows = TrainingJob.objects.select_related("output_model", "owner")
-    return get_visible(rows, request.user, pk)
+    return get_visible(rows, signed_in(request), pk)
 
 
 def represent(request: Request, job: TrainingJob, status: int = 200) -> Response:
@@ -96,7 +96,7 @@ class TrainingList(generics.ListAPIView):
         """My own, newest first."""
         if getattr(self, "swagger_fake_view", False):
             return TrainingJob.objects.none()
-        return visible_trainings(self.request.user)
+        return visible_trainings(signed_in(self.request))
 
     @extend_schema(request=TrainingCreateSerializer, responses={201: TrainingSerializer})
     @idempotent
@@ -104,7 +104,7 @@ class TrainingList(generics.ListAPIView):
         """Make a training that waits to be started."""
         asked = TrainingCreateSerializer(data=request.data)
         asked.is_valid(raise_exception=True)
-        job = services.create_training(request.user, **asked.validated_data)
+        job = services.create_training(signed_in(request), **asked.validated_data)
         return represent(request, job, 201)
 
 
@@ -116,7 +116,7 @@ class TrainingEstimate(APIView):
         """Resolve the settings and say how much work they are; nothing is made."""
         asked = TrainingPlanSerializer(data=request.data)
         asked.is_valid(raise_exception=True)
-        return Response(services.estimate_training(request.user, **asked.validated_data))
+        return Response(services.estimate_training(signed_in(request), **asked.validated_data))
 
 
 class TrainingDetail(APIView):
@@ -133,13 +133,13 @@ class TrainingDetail(APIView):
         job = find_training(request, pk)
         asked = TrainingEditSerializer(data=request.data)
         asked.is_valid(raise_exception=True)
-        services.rename_training(request.user, job, asked.validated_data["title"])
+        services.rename_training(signed_in(request), job, asked.validated_data["title"])
         return represent(request, find_training(request, pk))
 
     @extend_schema(responses={204: None})
     def delete(self, request: Request, pk: UUID) -> Response:
         """Remove one that has ended or was never started; its model stays."""
-        services.delete_training(request.user, find_training(request, pk))
+        services.delete_training(signed_in(request), find_training(request, pk))
         return Response(status=204)
 
 
@@ -150,7 +150,7 @@ class TrainingStart(APIView):
     @idempotent
     def post(self, request: Request, pk: UUID) -> Response:
         """Freeze its inputs and queue it."""
-        job = services.start_training(request.user, find_training(request, pk))
+        job = services.start_training(signed_in(request), find_training(request, pk))
         return represent(request, job, 202)
 
 
@@ -160,7 +160,7 @@ class TrainingCancel(APIView):
     @extend_schema(request=None, responses=TrainingSerializer)
     def post(self, request: Request, pk: UUID) -> Response:
         """End it; one that has ended answers with its state."""
-        job = services.cancel_training(request.user, find_training(request, pk))
+        job = services.cancel_training(signed_in(request), find_training(request, pk))
         return represent(request, job)
 
 
@@ -170,7 +170,7 @@ class TrainingPause(APIView):
     @extend_schema(request=None, responses={202: TrainingSerializer})
     def post(self, request: Request, pk: UUID) -> Response:
         """Write a checkpoint and stop."""
-        job = services.pause_training(request.user, find_training(request, pk))
+        job = services.pause_training(signed_in(request), find_training(request, pk))
         return represent(request, job, 202)
 
 
@@ -180,7 +180,7 @@ class TrainingResume(APIView):
     @extend_schema(request=None, responses={202: TrainingSerializer})
     def post(self, request: Request, pk: UUID) -> Response:
         """Go on from the last checkpoint of a paused training."""
-        job = services.resume_training(request.user, find_training(request, pk))
+        job = services.resume_training(signed_in(request), find_training(request, pk))
         return represent(request, job, 202)
 
 
@@ -190,7 +190,7 @@ class TrainingProgress(APIView):
     @extend_schema(responses=TrainingProgressSerializer)
     def get(self, request: Request, pk: UUID) -> Response:
         """Show status, place, steps, loss and what came out."""
-        job = get_visible(visible_trainings(request.user), request.user, pk)
+        job = get_visible(visible_trainings(signed_in(request)), signed_in(request), pk)
         return Response(TrainingProgressSerializer(job, context={"request": request}).data)
 
 

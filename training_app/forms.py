@@ -56,6 +56,7 @@ CHOICE_LABELS: Mapping[str, Words] = {
     "bf16": _("16 bit (bfloat16)"),
     "attention": _("Attention only"),
     "attention+feed_forward": _("Attention and feed-forward"),
+    "all": _("All layers, convolutions included"),
 }
 # Name: label, help, unit.
 _WORDS: Mapping[str, tuple[Words, Words, Words]] = {
@@ -202,7 +203,7 @@ def parameter_field(name: str) -> ParameterField:
     about = field.metadata
     words: dict[str, Any] = {"name": name, "label": label, "help": help_line, "unit": unit}
     if "choices" in about:
-        choices = tuple((value, CHOICE_LABELS[value]) for value in about["choices"])
+        choices = tuple((value, CHOICE_LABELS.get(value, value)) for value in about["choices"])
         return ParameterField(**words, kind="choice", choices=choices)
     if field.type == "bool":
         return ParameterField(**words, kind="flag")

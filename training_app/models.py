@@ -60,9 +60,6 @@ class TrainingJob(Job):
         "self", on_delete=models.SET_NULL, null=True, blank=True, related_name="continuations"
     )
 
-    def __str__(self) -> str:
-        return self.title or str(self.pk)
-
     def event_fields(self) -> dict[str, Any]:
         """Add the scalars a training page moves with."""
         return {

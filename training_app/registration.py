@@ -13,6 +13,7 @@ from typing import Any
 from django.db import transaction
 from django.utils import timezone
 
+from models_app.inspection import sha256_of
 from models_app.models import DiffusionModel, trained_model_name
 from models_app.thumbnails import make_thumbnail
 from studio_project import storage
@@ -37,7 +38,7 @@ def register_model(job: TrainingJob, weights: Path) -> DiffusionModel:
     keys = [storage.new_key("models", job.pk, suffix=".safetensors")]
     try:
         size_bytes = storage.save(keys[0], weights)
-        entry = {"name": weights.name, "size": size_bytes, "sha256": storage.sha256_of(weights)}
+        entry = {"name": weights.name, "size": size_bytes, "sha256": sha256_of(weights)}
         job.renew_lease()
         thumbnail_key = _store_thumbnail(job)
         keys.append(thumbnail_key)

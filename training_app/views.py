@@ -18,7 +18,7 @@ from django.utils.translation import gettext as _
 
 from datasets_app.models import Dataset
 from models_app.models import DiffusionModel
-from studio_project.api import get_visible
+from studio_project.api import get_visible, signed_in
 from studio_project.models import User
 from studio_project.paging import page_by_key
 from studio_project.waiting import Waiting
@@ -46,7 +46,7 @@ def training_list(request: HttpRequest) -> HttpResponse:
 
     `?part=rows` is the rows alone; `?part=origin&model=…` says where a model came from.
     """
-    rows = TrainingJob.objects.visible_to(request.user).select_related("output_model")
+    rows = TrainingJob.objects.visible_to(signed_in(request)).select_related("output_model")
     rows = rows.defer("manifest", "log_tail")
     if request.GET.get("part") == "origin":
         return _origin(request, rows)
@@ -78,7 +78,7 @@ def _origin(request: HttpRequest, rows: QuerySet[TrainingJob]) -> HttpResponse:
 @login_required
 def training_new(request: HttpRequest) -> HttpResponse:
     """Show the form; `?part=review` says what the choices in the address come to."""
-    user: User = request.user  # type: ignore[assignment]
+    user: User = signed_in(request)  # type: ignore[assignment]
     if request.GET.get("part") == "review":
         return render(request, "training_app/_review.html", _review(user, request.GET))
     like = _like(user, request.GET.get("like", ""))
@@ -212,6 +212,7 @@ def _seconds_per_step(user: User, base: DiffusionModel, config: TrainingConfig) 
     spans = [
         (finished - started).total_seconds() / steps
         for started, finished, steps in rows[:TIMED_TRAININGS]
+        if started and finished
     ]
     return sum(spans) / len(spans) if spans else None
 
@@ -221,7 +222,7 @@ def _seconds_per_step(user: User, base: DiffusionModel, config: TrainingConfig) 
 def training_detail(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
     """Show one training; `?part=head` and `?part=timeline` are those alone."""
     rows = TrainingJob.objects.select_related("output_model", "dataset", "base_model", "worker")
-    job = get_visible(rows.defer("manifest"), request.user, pk)
+    job = get_visible(rows.defer("manifest"), signed_in(request), pk)
     waiting = Waiting()
     notes = [(note, note_sentence(note.code, note.params)) for note in job.notes.all()]
     context = {
@@ -242,7 +243,7 @@ def _product(job: TrainingJob, request: HttpRequest) -> DiffusionModel | None:
     """Return the model that came out, while it exists and may be seen."""
     if job.output_model_id is None:
         return None
-    seen = DiffusionModel.objects.visible_to(request.user).select_related("base_model")
+    seen = DiffusionModel.objects.visible_to(signed_in(request)).select_related("base_model")
     return seen.filter(pk=job.output_model_id).first()
 
 

@@ -32,7 +32,7 @@ STAGES = ("all", "vae", "unet", "score")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; the defaults are what the committed weights were made with."""
+    """The command line; the defaults are as long as the committed weights' training."""
     parser = argparse.ArgumentParser(prog="python -m models_app.starter.build", description=__doc__)
     parser.add_argument(
         "--work-dir", type=Path, default=Path("data/starter-build"), help="checkpoints and pictures"
@@ -42,7 +42,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--stage", choices=STAGES, default="all", help="do only this stage")
     parser.add_argument("--steps-vae", type=int, default=7_500)
-    parser.add_argument("--steps-unet", type=int, default=6_000)
+    parser.add_argument("--steps-unet", type=int, default=3_400)
     parser.add_argument(
         "--pool-size", type=int, default=16_000, help="pictures for the autoencoder"
     )

@@ -115,14 +115,16 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
     Args:
         folder: The diffusers folder.
         facts: ``status`` (a sentence), ``seed``, ``vae`` and ``unet`` (``steps``, ``minutes``),
-            ``psnr`` (decibels by kind of picture) and, once measured, ``scores``.
+            ``psnr`` (decibels by kind of picture), once measured ``scores``, and
+            ``note`` where this training differed from a plain run of the build.
     """
     (folder / FACTS_FILE).write_text(
         json.dumps(facts, indent=2, allow_nan=False) + "\n", encoding="utf-8"
     )
     lines = [_CARD_HEAD, f"**Status:** {facts['status']}\n", "## Measured\n"]
     lines += [f"* {line}" for line in _measured(facts)]
-    lines += [_CARD_TAIL]
+    note = f"\n{facts['note']}\n" if "note" in facts else ""
+    lines += [_CARD_TAIL.replace("{note}", note)]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -190,7 +192,7 @@ an adapter teaches the model which.
 uncaptioned world (beings, strokes, polygons, gradients), and then trains the UNet and
 the text encoder together, with 10 % empty captions and 18 % made-up words. The weights
 are exponential averages, stored in fp16.
-
+{note}
 ## Limits
 
 It knows nothing but the above. It paints one figure on one plain background, 64 pixels

@@ -15,7 +15,7 @@ from django.templatetags.static import static
 from django.utils import timezone
 from django.utils.formats import date_format, number_format
 from django.utils.html import format_html
-from django.utils.safestring import SafeString, mark_safe
+from django.utils.safestring import SafeString
 from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -57,6 +57,7 @@ WAITING_WORDS = {
 HINTS_COOKIE = "studio_hints"
 MINUTE, HOUR, DAY = 60, 3600, 86400
 SMALL = 0.001
+TEN, THOUSAND = 10, 1000
 
 
 @register.simple_tag
@@ -74,7 +75,7 @@ def icon(name: str, extra_class: str = "") -> SafeString:
 def when(moment: datetime | None) -> SafeString:
     """Return a time: relative under a day, else the date; the exact one on hover."""
     if moment is None:
-        return mark_safe("")
+        return SafeString()
     local = timezone.localtime(moment)
     age = (timezone.now() - moment).total_seconds()
     if age < MINUTE:
@@ -111,9 +112,29 @@ def duration(seconds: float | None) -> str:
 
 
 @register.filter
-def percent(fraction: float | None) -> str:
-    """Return a fraction as a whole percentage, rounded down so that 100 % means finished."""
-    return _("%(number)d%%") % {"number": math.floor((fraction or 0) * 100)}
+def bytesize(count: float | None) -> str:
+    """Return a size in the largest decimal unit that keeps it at least one."""
+    units = (_("B"), _("kB"), _("MB"), _("GB"))
+    value, unit = float(count or 0), 0
+    while value >= THOUSAND and unit < len(units) - 1:
+        value, unit = value / THOUSAND, unit + 1
+    digits = 1 if unit and value < TEN else 0
+    return f"{number_format(round(value, digits), decimal_pos=digits)}\u202f{units[unit]}"
+
+
+@register.filter
+def percent(job: Job) -> str:
+    """Return how far a job is; 100 % means that it has finished, not that the last step is done."""
+    most = 100 if job.status == "completed" else 99
+    return _("%(number)d%%") % {"number": min(most, math.floor((job.progress or 0) * 100))}
+
+
+@register.filter
+def time_left(job: Job) -> str:
+    """Return how long a running job still takes, as far as that is known."""
+    if job.status != "running" or not job.eta_seconds:
+        return ""
+    return _("%(time)s left") % {"time": duration(job.eta_seconds)}
 
 
 @register.filter

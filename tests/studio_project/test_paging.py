@@ -37,7 +37,9 @@ def test_the_next_address_keeps_the_filters(alice: User) -> None:
     assert query["part"] == ["rows"]
 
 
-@pytest.mark.parametrize("after", ["", "x", "~", "2026-01-01~x", "2026-13-45T00:00~1", "~~~", "\x00"])
+@pytest.mark.parametrize(
+    "after", ["", "x", "~", "2026-01-01~x", "2026-13-45T00:00~1", "~~~", "\x00"]
+)
 def test_an_unreadable_key_starts_anew(alice: User, after: str) -> None:
     job = make_training(alice)
     request = RequestFactory().get("/training", {"after": after})

@@ -14,11 +14,13 @@ from studio_project.templatetags.studio import (
     PHASE_WORDS,
     STATUS_WORDS,
     WAITING_WORDS,
+    bytesize,
     duration,
     icon,
     measure,
     percent,
     status_words,
+    time_left,
     unlocalized,
     when,
 )
@@ -45,11 +47,18 @@ def test_durations_name_the_two_units_that_matter() -> None:
         assert duration(float("nan")) == ""
 
 
-def test_percent_reaches_100_only_at_the_end() -> None:
+def test_percent_reaches_100_only_when_the_job_has_finished() -> None:
     with translation.override("en"):
-        assert percent(0.999) == "99%"
-        assert percent(1) == "100%"
-        assert percent(None) == "0%"
+        assert percent(TrainingJob(status="running", progress=0.257)) == "25%"
+        assert percent(TrainingJob(status="running", progress=1.0)) == "99%"
+        assert percent(TrainingJob(status="completed", progress=1.0)) == "100%"
+
+
+def test_time_left_is_told_of_running_jobs_alone() -> None:
+    with translation.override("en"):
+        assert time_left(TrainingJob(status="running", eta_seconds=95)) == "1 min 35 s left"
+        assert time_left(TrainingJob(status="running", eta_seconds=None)) == ""
+        assert time_left(TrainingJob(status="paused", eta_seconds=95)) == ""
 
 
 def test_small_measures_keep_their_digits() -> None:
@@ -59,6 +68,16 @@ def test_small_measures_keep_their_digits() -> None:
         assert measure(38.2) == "38.2"
         assert measure(None) == ""
         assert measure(float("inf")) == ""
+
+
+def test_sizes_are_decimal_and_in_the_readers_units() -> None:
+    with translation.override("en"):
+        assert bytesize(999) == "999\u202fB"
+        assert bytesize(5_020) == "5.0\u202fkB"
+        assert bytesize(20 * 1024**3) == "21\u202fGB"
+        assert bytesize(None) == "0\u202fB"
+    with translation.override("fr"):
+        assert bytesize(5_020) == "5,0\u202fko"
 
 
 def test_attributes_keep_the_point_in_french() -> None:

@@ -21,9 +21,13 @@ from training_app.trainer.randomness import derive_seed
 ADAPTER_NAME = "default"
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+_CONVOLUTIONS = ("proj_in", "proj_out", "conv1", "conv2")
+#: Names of layers, or the ends of their names, by the choices of ``targets``.
 TARGETS = {
     "attention": _ATTENTION,
-    "attention+feed_forward": (*_ATTENTION, "ff.net.0.proj", "ff.net.2"),
+    "attention+feed_forward": (*_ATTENTION, *_FEED_FORWARD),
+    "all": (*_ATTENTION, *_FEED_FORWARD, *_CONVOLUTIONS),
 }
 
 

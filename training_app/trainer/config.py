@@ -95,7 +95,8 @@ class TrainingConfig:
         caption_dropout: Share of captions replaced by the empty prompt, which keeps
             guidance working.
         snr_gamma: Gamma of the min-SNR loss weights; 0 weighs all timesteps alike.
-        targets: Layers that get adapters: attention alone or with the feed-forward.
+        targets: Layers that get adapters: attention alone, with the feed-forward layers, or
+            all of a block, its convolutions too.
     """
 
     preset: str = _choice(*PRESETS)
@@ -123,7 +124,7 @@ class TrainingConfig:
     flip: bool
     caption_dropout: float = _number(0, 1)
     snr_gamma: float = _number(0, 20)
-    targets: str = _choice("attention", "attention+feed_forward")
+    targets: str = _choice("attention", "attention+feed_forward", "all")
 
     def __post_init__(self) -> None:
         """Checks every field.

@@ -69,6 +69,7 @@ class Command(BaseCommand):
             self.services = Services(self.log, settings.BASE_DIR)
             self.env = {**os.environ, "PYTHONUNBUFFERED": "1"}
             self.env["DJANGO_SETTINGS_MODULE"] = os.environ["DJANGO_SETTINGS_MODULE"]
+            self.env[site_marker.VARIABLE] = site_marker.code_version()
             try:
                 self._start()
                 while not self.ended.wait(WATCH_SECONDS):
@@ -107,9 +108,10 @@ class Command(BaseCommand):
             devices = pool.submit(chosen_devices, settings.STUDIO_DEVICES)
             self._start_redis()
             self._run_once("setup", "studio", "--prepare")
-            self._start_web()
+            web = self._start_web()
             self._start_workers(devices)
         self.services.add(self._manage("sweeper", "sweep", "--forever"))
+        self._wait("the web server", web_is_ready, web)
         self.log.write("studio", f"Studio is ready: {settings.STUDIO_BASE_URL}/")
 
     def _manage(self, name: str, *arguments: str, stop_seconds: float = 20.0) -> Service:
@@ -143,13 +145,12 @@ class Command(BaseCommand):
         if service.process is not None and service.process.wait():
             raise CommandError("the site could not be prepared; the lines above say why")
 
-    def _start_web(self) -> None:
+    def _start_web(self) -> Service:
         command = [sys.executable, "-m", "daphne", "-b", settings.STUDIO_HOST]
         if settings.STUDIO_BEHIND_PROXY:
             command.append("--proxy-headers")
         command += ["-p", str(settings.STUDIO_PORT), "-v", "0", "studio_project.asgi:application"]
-        web = self.services.add(Service("web", command, self.env))
-        self._wait("the web server", web_is_ready, web)
+        return self.services.add(Service("web", command, self.env))
 
     def _start_workers(self, devices: Future[list[DeviceInfo]]) -> None:
         while not devices.done():

@@ -24,7 +24,7 @@ from training_app.trainer.request import TrainingRequest
 MakeRequest = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(params=["attention", "attention+feed_forward"])
+@pytest.fixture(params=["attention", "attention+feed_forward", "all"])
 def request_(make_request: MakeRequest, request: pytest.FixtureRequest) -> TrainingRequest:
     config = {"rank": 4, "alpha": 10, "targets": request.param, "sample_inference_steps": 3}
     return TrainingRequest.from_dict(make_request(config))

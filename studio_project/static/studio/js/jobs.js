@@ -5,16 +5,16 @@
  * new here or that changed its status makes the strip fetch itself again.
  */
 
-import { number, measure, percent } from "./format.js";
+import { measure, number } from "./format.js";
 import { on, watch } from "./live.js";
-import { FINAL, stateWords, timeLeft } from "./words.js";
+import { donePercent, FINAL, stateWords, timeLeft } from "./words.js";
 
 const EVENTS = ["training_job.changed", "generation_job.changed"];
 const plainTitle = document.title;
 
 const writers = {
   state: (job) => stateWords(job),
-  percent: (job) => percent(job.progress),
+  percent: donePercent,
   left: (job) => timeLeft(job),
   step: (job) => (job.total_steps ? `${number(job.step)} / ${number(job.total_steps)}` : ""),
   loss: (job) => measure(job.loss),

@@ -174,6 +174,7 @@ export class Uploads {
   finish(row) {
     row.done = true;
     row.bar.value = 1;
+    row.bar.hidden = true;
     row.state.replaceChildren(icon("check"));
     row.state.title = gettext("Added");
     const done = this.rows.filter((other) => other.done);

@@ -1,6 +1,6 @@
 /** The words for a job's state; `templatetags/studio.py` has the same list for the server. */
 
-import { duration } from "./format.js";
+import { duration, percent } from "./format.js";
 
 const STATUS = () => ({
   pending: gettext("Not started"),
@@ -43,8 +43,13 @@ export function stateWords(job) {
   return statusWord(job.status);
 }
 
+/** 100 % means that a job has finished, not that its last step is done. */
+export function donePercent(job) {
+  return percent(job.status === "completed" ? 1 : Math.min(0.99, job.progress || 0));
+}
+
 export function timeLeft(job) {
-  if (job.status !== "running" || job.eta_seconds === null || job.eta_seconds === undefined) return "";
+  if (job.status !== "running" || !job.eta_seconds) return "";
   return interpolate(gettext("%s left"), [duration(job.eta_seconds)]);
 }
 
