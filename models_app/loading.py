@@ -17,6 +17,7 @@ import diffusers
 import torch
 import transformers
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from safetensors import SafetensorError
 
 from models_app.architectures import Architecture, get_architecture
 
@@ -110,7 +111,7 @@ def load_components(
             continue
         try:
             parts[component] = _load_part(folder, component, _class_of(library, name), dtype)
-        except (OSError, ValueError, RuntimeError, KeyError) as exc:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as exc:
             if isinstance(exc, torch.OutOfMemoryError):
                 raise
             raise LoadingError(f"{component} cannot be loaded as {name}: {exc}") from exc
@@ -125,6 +126,9 @@ def _load_part(folder: Path, component: str, part_class: Any, dtype: torch.dtype
     if component in _WITHOUT_WEIGHTS:
         return part_class.from_pretrained(folder / component, local_files_only=True)
     _require_safetensors(folder, component)
+    own_class = json.loads((folder / component / "config.json").read_text()).get("_class_name")
+    if own_class not in (None, part_class.__name__):
+        raise ValueError(f"it is a {own_class}")
     return part_class.from_pretrained(
         folder / component, local_files_only=True, use_safetensors=True, dtype=dtype
     )

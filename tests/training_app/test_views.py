@@ -67,7 +67,10 @@ def test_every_setting_of_a_training_has_its_place_in_the_form() -> None:
 
 def test_every_choice_has_a_label() -> None:
     choices = {
-        value for _title, fields in expert_groups() for field in fields for value, _ in field.choices
+        value
+        for _title, fields in expert_groups()
+        for field in fields
+        for value, _ in field.choices
     }
     assert choices == set(CHOICE_LABELS)
 

@@ -57,9 +57,10 @@ function wireLists() {
     const source = event.detail.elt;
     const path = event.detail.requestConfig?.path ?? event.detail.pathInfo?.requestPath;
     const target = event.detail.target ?? source;
+    if (target.previousElementSibling?.matches("[data-list-problem]")) return;
     const box = h(
       "div",
-      { class: "notice bad", role: "alert" },
+      { class: "notice bad", role: "alert", dataset: { listProblem: "" } },
       icon("circle-alert"),
       h("div", {}, h("p", {}, gettext("This list could not be loaded. The rest of the page still works."))),
       h("button", {
@@ -70,6 +71,16 @@ function wireLists() {
     );
     target.before(box);
   };
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    // A session that ended answers with the sign-in page, which is no part of a list.
+    if (new URL(event.detail.xhr.responseURL, location.href).pathname !== document.documentElement.dataset.login) return;
+    event.detail.shouldSwap = false;
+    location.reload();
+  });
+  document.addEventListener("htmx:afterSwap", (event) => {
+    const before = event.detail.target.previousElementSibling;
+    if (before?.matches("[data-list-problem]")) before.remove();
+  });
   document.addEventListener("htmx:responseError", failed);
   document.addEventListener("htmx:sendError", failed);
 }

@@ -54,6 +54,10 @@ export class GenerateForm {
   /** Values nobody touched follow the model. */
   modelChanged() {
     const model = this.model;
+    if (!model && this.fields.width.value) {
+      this.offerTriggerWords();
+      return;
+    }
     const values = { ...(this.defaults[model?.architecture] ?? Object.values(this.defaults)[0]), ...(model?.default_settings ?? {}) };
     for (const [name, value] of Object.entries(values)) {
       if (this.fields[name] && !this.touched.has(name)) this.fields[name].value = String(value);

@@ -213,7 +213,7 @@ class ModelPicker extends HTMLElement {
     const parts = [typeWord(model.type)];
     parts.push(model.base_model ? model.base_model_title : architectureWord(model.architecture));
     if (model.trigger_words?.length) parts.push(model.trigger_words.join(", "));
-    return parts.filter(Boolean).map((part, index) => h("span", { class: index === 2 ? "clip" : null }, part));
+    return parts.filter(Boolean).map((part, index) => h("span", { class: index === 1 ? "clip" : null }, part));
   }
 
   // --- the list -----------------------------------------------------------------------------

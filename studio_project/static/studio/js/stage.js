@@ -28,6 +28,8 @@ export class Stage {
   follow(job) {
     this.following = job.id;
     this.show(job, null);
+    // On a small screen the stage lies below the form.
+    if (this.place.getBoundingClientRect().top > innerHeight / 2) this.place.scrollIntoView({ block: "start", behavior: "smooth" });
   }
 
   /** Show a picture, or a job that has none yet. */
@@ -53,7 +55,8 @@ export class Stage {
     }
     if (this.job?.id !== job.id) return;
     this.job = job;
-    if (this.following === job.id && FINAL.has(job.status)) {
+    // A finished job's pictures are still being fetched; only one that broke off leaves the stage.
+    if (this.following === job.id && FINAL.has(job.status) && job.status !== "completed") {
       this.following = null;
       this.place.replaceChildren(this.empty);
     }
