@@ -37,7 +37,7 @@ class ModelList(generics.ListAPIView):
 
     def get_queryset(self) -> QuerySet[DiffusionModel]:
         """Start at what the user may see."""
-        rows = DiffusionModel.objects.visible_to(signed_in(self.request))
+        rows = DiffusionModel.objects.visible_to(self.request.user)
         return rows.select_related("owner", "base_model")
 
 

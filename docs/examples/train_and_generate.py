@@ -1,8 +1,7 @@
 """Train a LoRA on a folder of pictures and generate with it, over HTTP and the websocket.
 
 Usage: STUDIO_TOKEN=studio_… python train_and_generate.py FOLDER TRIGGER_WORD "PROMPT"
-
-Beyond the standard library it needs one package: pip install websockets
+It needs one package beyond the standard library: pip install websockets
 """
 
 from __future__ import annotations
@@ -61,10 +60,9 @@ def main(folder: str, trigger_word: str, prompt: str) -> None:
     """Run the whole chain and save the pictures beside this script's caller."""
     dataset = call("POST", "/api/datasets/", {"name": Path(folder).name, "type": "image"})["id"]
     print(f"uploaded {len(upload(dataset, Path(folder))['created'])} pictures")
-    ready = call("GET", "/api/models/?type=base_model&architecture=sd1&availability=ready")[
-        "results"
-    ]
-    wish = {"dataset_id": dataset, "base_model_id": ready[0]["id"], "type": "lora"}
+    ready = call("GET", "/api/models/?type=base_model&architecture=sd1&availability=ready")
+    base = ready["results"][0]["id"]
+    wish = {"dataset_id": dataset, "base_model_id": base, "type": "lora"}
     wish["config"] = {"trigger_word": trigger_word}
     with connect(SITE.replace("http", "ws", 1) + "/ws/events/", additional_headers=HEADERS) as ws:
         job = call("POST", "/api/training/", wish)["id"]

@@ -75,7 +75,7 @@ def icon(name: str, extra_class: str = "") -> SafeString:
 def when(moment: datetime | None) -> SafeString:
     """Return a time: relative under a day, else the date; the exact one on hover."""
     if moment is None:
-        return SafeString()
+        return SafeString("")
     local = timezone.localtime(moment)
     age = (timezone.now() - moment).total_seconds()
     if age < MINUTE:
