@@ -6,6 +6,7 @@ It knows nothing of Django or the database, so what it does anyone's script can 
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.cookiejar
 import json
 import re
@@ -13,7 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
@@ -88,14 +89,15 @@ class DemoClient:
         kind = {"Content-Type": f"multipart/form-data; boundary={mark}"}
         return json.loads(self._send("POST", f"/api/datasets/{dataset}/images/", body, kind))
 
-    def events(self) -> ClientConnection:
+    @contextlib.contextmanager
+    def events(self) -> Iterator[ClientConnection]:
         """Open the event socket; its first frame says that it is ready."""
         url = self.site.replace("http", "ws", 1) + "/ws/events/"
-        socket = connect(url, additional_headers=self.headers)
-        first = json.loads(socket.recv(timeout=10))
-        if first.get("type") != "connection.ready":
-            raise Refused(f"unexpected first frame: {first}")
-        return socket
+        with connect(url, additional_headers=self.headers) as socket:
+            first = json.loads(socket.recv(timeout=10))
+            if first.get("type") != "connection.ready":
+                raise Refused(f"unexpected first frame: {first}")
+            yield socket
 
     def follow(
         self, socket: ClientConnection, path: str, job: str, show: Callable[[dict], None]

@@ -77,7 +77,11 @@ class Site:
                 stdout=out,
                 stderr=out,
             )
-        poll(self._ready_or_dead, seconds=120, what="the site's /readyz")
+        try:
+            poll(self._ready_or_dead, seconds=180, what="the site's /readyz")
+        except AssertionError:
+            self.stop()
+            raise
 
     def _ready_or_dead(self) -> bool:
         assert self.process is not None

@@ -104,7 +104,7 @@ def test_sharing_reaches_open_pages_and_ends_with_its_consequences(
     assert state["status"] == "failed", state
     assert state["error"]["code"] == "model_unavailable"
     kept = ben.call("GET", f"/api/generate/{picture['id']}")
-    assert kept["model_name"] == picture["model_name"]
+    assert kept["model"]["name"] == picture["model"]["name"]
     assert len(ben.fetch(kept["images"][0]["url"])) > 100
 
 
