@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,15 @@ from models_app.starter.export import export_pipeline, read_facts
 from models_app.starter.training import TrainingRun, cosine_with_warmup
 from models_app.starter.unet_training import min_snr_weights
 from models_app.starter.vae_training import passes_gate, random_view
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two threads that wait for each other at every operation crawl on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def _tiny(work_dir: Path, *more: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -24,8 +25,17 @@ from models_app.starter.score import (
 from models_app.starter.vae_training import measure_psnr, passes_gate
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two threads that wait for each other at every operation crawl on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
-def pipeline() -> StableDiffusionPipeline:
+def pipeline(_one_thread: None) -> StableDiffusionPipeline:
     return load_pipeline(WEIGHTS_FOLDER)
 
 
