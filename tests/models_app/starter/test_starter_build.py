@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models_app.starter import build, export
+from models_app.starter import build, export, training, vae_training
 from models_app.starter.export import export_pipeline, read_facts
 from models_app.starter.training import TrainingRun, cosine_with_warmup
 from models_app.starter.unet_training import min_snr_weights
@@ -147,3 +147,26 @@ def test_model_that_is_too_large_is_not_exported(
         )
     assert read_facts(tmp_path / "weights") == before
     assert not list(tmp_path.glob(".weights*"))
+
+
+def test_build_that_was_killed_ends_with_the_same_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = ["--steps-vae", "3", "--steps-unet", "3", "--stage", "unet"]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    build.main(_tiny(straight, *stages))
+
+    def kill(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for module, function in ((vae_training, "measure_psnr"), (build, "export_pipeline")):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            # A checkpoint after every step, and death right after the first one.
+            patch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+            patch.setattr(module, function, kill)
+            build.main(_tiny(killed, *stages))
+    build.main(_tiny(killed, *stages))
+    for network in ("vae", "unet"):
+        one, other = (load_file(folder / f"{network}.safetensors") for folder in (straight, killed))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
