@@ -51,7 +51,7 @@ messages: setup
 
 lock:
 	echo "$(TORCH)" > $(VENV)/torch.txt
-	$(BIN)/pip-compile -q --extra test --generate-hashes --allow-unsafe --unsafe-package torch \
+	$(BIN)/pip-compile -q --extra test --generate-hashes --no-allow-unsafe --unsafe-package torch \
 	  -c $(VENV)/torch.txt --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 	  --no-emit-options --strip-extras --no-header --output-file requirements.txt pyproject.toml
 
