@@ -22,6 +22,7 @@ from models_app.architectures import denoiser_arguments, get_architecture
 from models_app.loading import load_components
 from studio_project.child_protocol import ChildError
 from training_app.trainer.adapters import add_adapters, load_adapters
+from training_app.trainer.buckets import Bucket
 from training_app.trainer.cache import LatentBank, PromptBank
 from training_app.trainer.checkpoint import (
     Checkpoint,
@@ -31,7 +32,7 @@ from training_app.trainer.checkpoint import (
 )
 from training_app.trainer.config import TrainingConfig
 from training_app.trainer.dataset import Example, ImageSampler
-from training_app.trainer.objective import Objective, draw
+from training_app.trainer.objective import Draws, Objective, draw
 from training_app.trainer.preview import Previewer, Sample
 from training_app.trainer.randomness import (
     global_states,
@@ -112,13 +113,16 @@ class Training:
             fused=True,
         )
         self._objective = Objective(
-            parts["scheduler"], snr_gamma=self.config.snr_gamma, device=request.device
+            parts["scheduler"],
+            snr_gamma=self.config.snr_gamma,
+            device=request.device,
+            huber_delta=self.config.huber_delta if self.config.loss == "huber" else None,
         )
-        self.sampler = ImageSampler(
-            [example.bucket for example in examples], self.config.train_batch_size, self.config.seed
-        )
+        self.sampler = ImageSampler(examples, range(len(examples)), self.config.seed)
         self._latents, self._prompts = latents, prompts
-        self._prompt_places = [prompts.places[example.prompt] for example in examples]
+        self._prompt_places = [
+            [prompts.places[prompt] for prompt in example.prompts] for example in examples
+        ]
         self.step = 0
 
     def do_step(self) -> torch.Tensor:
@@ -141,24 +145,34 @@ class Training:
         return torch.stack(losses).sum() + 0 * norm
 
     def _loss_of(self, micro_batch: int) -> torch.Tensor:
-        config, device = self.config, self.request.device
-        bucket, members = self.sampler.deal()
-        mean, std = self._latents.mean[bucket], self._latents.std[bucket]
+        config = self.config
+        bucket, members = self.sampler.deal(config.train_batch_size)
         draws = draw(
             step_generator(config.seed, self.step, micro_batch),
-            (len(members), *mean.shape[2:]),
+            (len(members), *self._latents.mean[bucket].shape[1:]),
             num_timesteps=self._objective.num_timesteps,
-            num_variants=self._latents.variants,
             caption_dropout=config.caption_dropout,
+            noise_offset=config.noise_offset,
         )
-        rows = torch.tensor([self._latents.rows[member] for member in members])
-        places = torch.tensor([self._prompt_places[member] for member in members])
+        return self.loss_of(bucket, members, draws)
+
+    def loss_of(self, bucket: Bucket, members: Sequence[int], draws: Draws) -> torch.Tensor:
+        """The loss of some pictures of one bucket, on the device.
+
+        Args:
+            bucket: Their bucket.
+            members: Their places in the manifest.
+            draws: All that is random about it.
+        """
+        device = self.request.device
+        rows = torch.tensor(_chosen([self._latents.rows[i] for i in members], draws.variants))
+        places = torch.tensor(_chosen([self._prompt_places[i] for i in members], draws.captions))
         # The empty prompt has a place of its own: a dropped caption is another index.
         places = torch.where(draws.keeps_caption, places, self._prompts.places[""])
-        picked = (rows.to(device), draws.variants.to(device))
-        noise, timesteps = draws.noise.to(device), draws.timesteps.to(device)
+        rows, noise, timesteps = (t.to(device) for t in (rows, draws.noise, draws.timesteps))
 
-        latents = mean[picked] + std[picked] * draws.posterior_noise.to(device)
+        mean, std = self._latents.mean[bucket][rows], self._latents.std[bucket][rows]
+        latents = mean + std * draws.posterior_noise.to(device)
         noisy_latents = self._objective.add_noise(latents, noise, timesteps)
         conditioning = self._prompts.pick(places.to(device))
         with torch.autocast(
@@ -215,6 +229,12 @@ class Training:
         self.sampler.restore(checkpoint.position)
         restore_global_states(dict(checkpoint.random_states))
         self.step = checkpoint.step
+
+
+def _chosen(choices: Sequence[Sequence[int]], shares: torch.Tensor) -> list[int]:
+    """One of each list of choices, by a number in 0…1."""
+    pairs = zip(choices, shares.tolist(), strict=True)
+    return [among[min(int(share * len(among)), len(among) - 1)] for among, share in pairs]
 
 
 class LossMeter:

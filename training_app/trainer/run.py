@@ -22,6 +22,7 @@ from models_app.loading import LoadingError
 from studio_project.child_protocol import ChildError
 from training_app.trainer.cache import cache_latents, cache_prompts
 from training_app.trainer.checkpoint import find_checkpoint
+from training_app.trainer.checks import report_problems
 from training_app.trainer.config import ConfigError
 from training_app.trainer.dataset import Example, make_examples
 from training_app.trainer.export import export_lora, verify_export
@@ -72,11 +73,9 @@ def _run(request: TrainingRequest, reporter: Reporter) -> None:
     if request.threads > 0:
         torch.set_num_threads(request.threads)
     request.output_folder.mkdir(parents=True, exist_ok=True)
-    examples = make_examples(
-        request.images,
-        resolution=request.config.resolution,
-        trigger_word=request.config.trigger_word,
-    )
+    examples = make_examples(request.images, request.config)
+    if request.resume_folder is None:
+        report_problems(examples, request, reporter)
 
     training, previewer = _load(examples, request, reporter)
     started_at, first_step = time.monotonic(), training.step
@@ -115,7 +114,7 @@ def _load(
     prompts = choose_prompts(examples, request)
     latents = cache_latents(examples, request, reporter)
     bank = cache_prompts(
-        [*(example.prompt for example in examples), *prompts],
+        [*(prompt for example in examples for prompt in example.prompts), *prompts],
         request,
         compute_dtype(request.config, request.device),
         reporter,
