@@ -46,20 +46,23 @@ def adapter_settings(config: TrainingConfig) -> dict[str, Any]:
     }
 
 
-def add_adapters(denoiser: Any, config: TrainingConfig) -> dict[str, torch.nn.Parameter]:
-    """Puts fresh adapters into a frozen denoiser; it computes what it did before.
+def add_adapters(
+    network: Any, config: TrainingConfig, component: str = "unet"
+) -> dict[str, torch.nn.Parameter]:
+    """Puts fresh adapters into a frozen network; it computes what it did before.
 
     Args:
-        denoiser: A diffusers model; its own weights stop learning.
+        network: A model of diffusers; its own weights stop learning.
         config: Rank, alpha, targets and seed.
+        component: Name of the network's folder, put before every name.
 
     Returns:
-        The parameters that learn, by their name without the adapter's, sorted.
+        The parameters that learn, by component and name without the adapter's, sorted.
     """
-    denoiser.requires_grad_(False)
+    network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
-        denoiser.add_adapter(LoraConfig(**adapter_settings(config)), adapter_name=ADAPTER_NAME)
-    parameters = adapter_parameters(denoiser)
+        network.add_adapter(LoraConfig(**adapter_settings(config)), adapter_name=ADAPTER_NAME)
+    parameters = adapter_parameters(network, component)
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "adapters"))
     for name, parameter in parameters.items():
         parameter.data = parameter.data.to(torch.float32)
@@ -72,11 +75,11 @@ def add_adapters(denoiser: Any, config: TrainingConfig) -> dict[str, torch.nn.Pa
     return parameters
 
 
-def adapter_parameters(denoiser: Any) -> dict[str, torch.nn.Parameter]:
-    """The parameters that learn, by their name without the adapter's, sorted."""
+def adapter_parameters(network: Any, component: str) -> dict[str, torch.nn.Parameter]:
+    """The parameters that learn, by component and name without the adapter's, sorted."""
     found = {
-        name.replace(f".{ADAPTER_NAME}.", "."): parameter
-        for name, parameter in denoiser.named_parameters()
+        f"{component}.{name}".replace(f".{ADAPTER_NAME}.", "."): parameter
+        for name, parameter in network.named_parameters()
         if parameter.requires_grad
     }
     return dict(sorted(found.items()))

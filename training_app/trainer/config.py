@@ -26,10 +26,13 @@ from training_app.trainer.fields import (
     text,
 )
 from training_app.trainer.presets import (
+    COMMON,
     CONTROL_PROMPT,
+    METHODS,
     PRESETS,
     TINY_CONTROL_PROMPT,
     TINY_NATIVE_SIZE,
+    TUNES,
     Preset,
     find_preset,
 )
@@ -55,8 +58,24 @@ class TrainingConfig:
             the defaults of the other fields.
         max_train_steps: Optimizer steps of the whole run.
         learning_rate: Peak learning rate; with Prodigy a factor of the one it finds itself.
+        tune: What learns: ``adapters`` beside the frozen layers, or the whole ``unet``.
         rank: Rank of the adapters: how much they can hold.
         alpha: Strength of the adapters; they act with alpha / rank.
+        dropout: Share of the adapters' inputs that is left out at random in training.
+        use_dora: Whether adapters learn the size of each layer's weights apart from their
+            direction (DoRA).
+        train_text_encoder: Whether the text encoders learn too, by adapters or as a whole
+            like the denoiser. Their prompts are then encoded in every step.
+        text_encoder_learning_rate: Peak learning rate of the text encoders.
+        instance_prompt: DreamBooth: the prompt of pictures that have no caption.
+        class_prompt: DreamBooth: the prompt of what the subject is one of.
+        prior_loss_weight: DreamBooth: how much pictures of the class, painted by the base
+            model, count beside the own ones; 0 does without them.
+        num_class_images: How many pictures of the class there are.
+        use_ema: Whether samples and the result show the weights' moving average.
+        ema_decay: Share of the average that each step keeps.
+        gradient_checkpointing: Whether activations are computed twice to save memory;
+            ``auto`` only where the training would not fit the device otherwise.
         train_batch_size: Pictures per micro-batch.
         gradient_accumulation_steps: Micro-batches per optimizer step.
         resolution: Side in pixels of a square with the area that pictures are trained at.
@@ -103,8 +122,20 @@ class TrainingConfig:
     preset: str = choice(*PRESETS)
     max_train_steps: int = number(1, 100_000)
     learning_rate: float = number(1e-7, 1)
+    tune: str = choice("adapters", "unet")
     rank: int = number(1, 256)
     alpha: float = number(0.01, 1024)
+    dropout: float = number(0, 0.9)
+    use_dora: bool
+    train_text_encoder: bool
+    text_encoder_learning_rate: float = number(1e-8, 0.1)
+    instance_prompt: str = text(MAXIMUM_PROMPT)
+    class_prompt: str = text(MAXIMUM_PROMPT)
+    prior_loss_weight: float = number(0, 10)
+    num_class_images: int = number(1, 1000)
+    use_ema: bool
+    ema_decay: float = number(0, 0.99999)
+    gradient_checkpointing: str = choice("auto", "on", "off")
     train_batch_size: int = number(1, 64)
     gradient_accumulation_steps: int = number(1, 64)
     resolution: int = number(64, 2048)
@@ -187,8 +218,14 @@ class TrainingConfig:
 
     @property
     def effective_learning_rate(self) -> float:
-        """Learning rate times the strength of the adapters: what recipes compare by."""
-        return self.learning_rate * self.alpha / self.rank
+        """Learning rate times the strength of adapters: what recipes compare by."""
+        strength = self.alpha / self.rank if self.tune == "adapters" else 1
+        return self.learning_rate * strength
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether pictures of the class are trained on beside the own ones."""
+        return self.prior_loss_weight > 0
 
     def passes_per_image(self, num_images: int) -> float:
         """How often each of ``num_images`` pictures is seen."""
@@ -222,42 +259,76 @@ def resolve_config(
     asked: Mapping[str, Any],
     *,
     architecture: str,
+    method: str = "lora",
     base_defaults: Mapping[str, Any] | None = None,
     num_images: int,
 ) -> TrainingConfig:
     """Completes what somebody asked for to a whole configuration.
 
     A field that was not asked for comes from the base model, then from the preset for
-    this kind of base. ``None`` means not asked for.
+    this kind of base and this method. ``None`` means not asked for.
 
     Args:
         asked: Settings by name.
         architecture: Name of the base model's family.
+        method: One of :data:`METHODS`.
         base_defaults: The base model's default settings. ``training`` in it holds
-            settings by name; ``native_size`` or ``width`` its size in pixels;
-            ``num_inference_steps`` and ``guidance_scale`` how it samples well.
+            settings by name for each method; ``native_size`` or ``width`` its size in
+            pixels; ``num_inference_steps`` and ``guidance_scale`` how it samples well.
         num_images: How many pictures the dataset holds.
 
     Raises:
-        ConfigError: If a field is unknown or cannot be used, or the family cannot be
-            trained (field ``architecture``).
+        ConfigError: If a field is unknown or cannot be used or contradicts the method
+            (field ``method`` if there is no such), or the family cannot be trained
+            (field ``architecture``).
     """
     if architecture not in ARCHITECTURES or not ARCHITECTURES[architecture].trainable:
         raise ConfigError("architecture", "cannot be trained", "not_trainable")
+    _require_method(method)
     base = base_defaults or {}
     given = {name: value for name, value in asked.items() if value is not None}
-    settings = {**(base.get("training") or {}), **given}
+    settings = {**(base.get("training") or {}).get(method, {}), **given}
     _refuse_unknown(settings)
     _require_installed(settings)
 
     preset_name = check_text(FIELDS["preset"], settings.get("preset", PRESETS[0]))
+    tune = check_text(FIELDS["tune"], settings.get("tune", TUNES[method][0]))
     native_size = native_size_of(architecture, base)
-    preset = find_preset(preset_name, architecture, native_size)
-    values = _defaults_of(preset, native_size, base) | settings | {"preset": preset_name}
+    preset = find_preset(preset_name, architecture, method, tune, native_size)
+    values = _defaults_of(preset, native_size, base) | settings
+    values |= {"preset": preset_name, "tune": tune}
     if values["optimizer"] == "prodigy":
         # What was tuned for an optimizer that is told its rate would not fit this one.
         values |= {"learning_rate": 1.0, "lr_scheduler": "constant"} | given
-    return TrainingConfig(**_complete(values, preset, num_images))
+    _complete_prior(values, method)
+    config = TrainingConfig(**_complete(values, preset, num_images))
+    check_method(config, method)
+    return config
+
+
+def check_method(config: TrainingConfig, method: str) -> None:
+    """Refuses settings that contradict the method.
+
+    Raises:
+        ConfigError: For the first of them, or if there is no such method.
+    """
+    _require_method(method)
+    if config.tune not in TUNES[method]:
+        sentence = f"must be {' or '.join(TUNES[method])} for this method"
+        raise ConfigError("tune", sentence, "not_a_choice", choices=list(TUNES[method]))
+    if method == "dreambooth":
+        if config.has_prior and not config.class_prompt:
+            raise ConfigError("class_prompt", "is needed for pictures of the class", "required")
+        return
+    for name in ("instance_prompt", "class_prompt", "prior_loss_weight"):
+        if getattr(config, name):
+            raise ConfigError(name, "belongs to DreamBooth", "not_for_method", method=method)
+
+
+def _require_method(method: str) -> None:
+    if method not in METHODS:
+        sentence = f"must be one of {', '.join(METHODS)}"
+        raise ConfigError("method", sentence, "not_a_choice", choices=list(METHODS))
 
 
 def _require_installed(settings: Mapping[str, Any]) -> None:
@@ -268,39 +339,30 @@ def _require_installed(settings: Mapping[str, Any]) -> None:
 
 def _defaults_of(preset: Preset, native_size: int, base: Mapping[str, Any]) -> dict[str, Any]:
     is_tiny = native_size <= TINY_NATIVE_SIZE
-    return {
+    return COMMON | {
         "learning_rate": preset.learning_rate,
         "rank": preset.rank,
+        "text_encoder_learning_rate": preset.text_encoder_learning_rate,
+        "num_class_images": preset.num_class_images,
+        "use_ema": preset.use_ema,
+        "ema_decay": preset.ema_decay,
         "train_batch_size": preset.train_batch_size,
-        "gradient_accumulation_steps": 1,
         "resolution": native_size,
-        "seed": 0,
-        "trigger_word": "",
-        "sample_prompts": (),
         "control_prompt": TINY_CONTROL_PROMPT if is_tiny else CONTROL_PROMPT,
         "sample_inference_steps": base.get("num_inference_steps") or 20,
         "sample_guidance_scale": base.get("guidance_scale") or 7.5,
         "lr_scheduler": preset.lr_scheduler,
-        "weight_decay": 0.01,
-        "max_grad_norm": 1.0,
-        "mixed_precision": "auto",
         "flip": preset.flip,
         "caption_dropout": preset.caption_dropout,
         "snr_gamma": preset.snr_gamma,
         "targets": preset.targets,
-        "optimizer": "adamw",
-        "loss": "l2",
-        "huber_delta": 0.1,
-        "noise_offset": 0.0,
-        "caption_prefix": "",
-        "shuffle_captions": False,
-        "keep_tokens": 0,
-        "caption_variants": 4,
-        "crop": "center",
-        "crop_variants": 4,
-        "checkpoint_every_steps": 0,
-        "choose": "last",
     }
+
+
+def _complete_prior(values: dict[str, Any], method: str) -> None:
+    """DreamBooth with a class prompt preserves the class; nothing else does unless asked."""
+    class_prompt = check_text(FIELDS["class_prompt"], values["class_prompt"])
+    values.setdefault("prior_loss_weight", float(method == "dreambooth" and class_prompt != ""))
 
 
 def _complete(values: dict[str, Any], preset: Preset, num_images: int) -> dict[str, Any]:

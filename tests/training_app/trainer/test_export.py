@@ -97,7 +97,7 @@ def test_plain_diffusers_makes_the_trained_networks_picture(
     plain.unload_lora_weights()
     # Without the header's settings the strength would be 1 and the picture another.
     bare = pack_tensors(
-        {f"unet.{name}": value.detach() for name, value in parameters.items()}, {"format": "pt"}
+        {name: value.detach() for name, value in parameters.items()}, {"format": "pt"}
     )
     (tmp_path / "bare.safetensors").write_bytes(bare)
     plain.load_lora_weights(tmp_path, weight_name="bare.safetensors", adapter_name="y")
@@ -184,7 +184,7 @@ def test_a_file_that_holds_something_else_is_not_proven(
         verify({**parameters, name: parameters[name] + 1})
     with pytest.raises(CorruptFileError, match="other layers"):
         verify({key: value for key, value in parameters.items() if key != name})
-    weights = {f"unet.{key}": value.detach() for key, value in parameters.items()}
+    weights = {key: value.detach() for key, value in parameters.items()}
     (tmp_path / "a.safetensors").write_bytes(pack_tensors(weights, {"format": "pt"}))
     with pytest.raises(CorruptFileError, match="alpha"):
         verify(dict(parameters))
