@@ -23,6 +23,7 @@ from models_app.loading import LoadingError
 from studio_project.child_protocol import ChildError
 from training_app.trainer.cache import LatentBank, cache_latents, cache_prompts
 from training_app.trainer.checkpoint import find_checkpoint
+from training_app.trainer.checks import report_problems
 from training_app.trainer.class_images import ClassImages
 from training_app.trainer.config import ConfigError
 from training_app.trainer.dataset import Example, make_examples
@@ -79,11 +80,9 @@ def _run(request: TrainingRequest, reporter: Reporter) -> None:
     if request.threads > 0:
         torch.set_num_threads(request.threads)
     request.output_folder.mkdir(parents=True, exist_ok=True)
-    examples = make_examples(
-        captioned(request),
-        resolution=request.config.resolution,
-        trigger_word=request.config.trigger_word,
-    )
+    examples = make_examples(captioned(request), request.config)
+    if request.resume_folder is None:
+        report_problems(examples, request, reporter)
 
     training, previewer = _load(examples, request, reporter)
     started_at, first_step = time.monotonic(), training.step
@@ -124,7 +123,7 @@ def _load(
     prompts = choose_prompts(examples, request)
     bank = None
     if not config.train_text_encoder:
-        texts = [example.prompt for example in (*examples, *class_examples)]
+        texts = [text for each in (*examples, *class_examples) for text in each.prompts]
         dtype = compute_dtype(config, request.device)
         bank = cache_prompts([*texts, *prompts], request, dtype, reporter)
     reporter.phase("preparing")
