@@ -73,9 +73,9 @@ def add_adapters(denoiser: Any, config: TrainingConfig) -> dict[str, torch.nn.Pa
 
 
 def adapter_parameters(denoiser: Any) -> dict[str, torch.nn.Parameter]:
-    """The parameters that learn, by their name without the adapter's, sorted."""
+    """The parameters that learn, by component and their name without the adapter's, sorted."""
     found = {
-        name.replace(f".{ADAPTER_NAME}.", "."): parameter
+        f"unet.{name.replace(f'.{ADAPTER_NAME}.', '.')}": parameter
         for name, parameter in denoiser.named_parameters()
         if parameter.requires_grad
     }

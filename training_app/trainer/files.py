@@ -89,6 +89,19 @@ def _bytes_of(tensor: torch.Tensor) -> bytes:
     return flat.view(torch.uint8).numpy().tobytes()
 
 
+def _order(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Wide types first, so that every tensor lies aligned."""
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
+def hash_data(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The SHA-256 of all that follows the header in the file of :func:`pack_tensors`."""
+    digest = sha256()
+    for name in _order(tensors):
+        digest.update(_bytes_of(tensors[name]))
+    return digest.hexdigest()
+
+
 def pack_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
     """Lays tensors out as a safetensors file, in a fixed order.
 
@@ -98,11 +111,9 @@ def pack_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str
         tensors: What the file holds.
         metadata: Words of the header.
     """
-    # Wide types first, so that every tensor lies aligned.
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     blocks, offset = [], 0
-    for name in order:
+    for name in _order(tensors):
         block = _bytes_of(tensors[name])
         header[name] = {
             "dtype": _DTYPE_NAMES[tensors[name].dtype],

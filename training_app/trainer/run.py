@@ -26,12 +26,14 @@ from training_app.trainer.config import ConfigError
 from training_app.trainer.dataset import Example, make_examples
 from training_app.trainer.export import export_lora, verify_export
 from training_app.trainer.files import CorruptFileError
+from training_app.trainer.kohya import export_kohya
 from training_app.trainer.loop import Training, compute_dtype, sample_now, train
 from training_app.trainer.preview import Previewer, Sample, choose_prompts
 from training_app.trainer.reporting import Channel, Reporter, StopRun
 from training_app.trainer.request import TrainingRequest
 
 WEIGHTS_NAME = "adapter.safetensors"
+KOHYA_NAME = "adapter.kohya.safetensors"
 #: On a CPU in fp32 the exported file must give the trained network's own picture.
 EXPORT_TOLERANCE = 2 / 255
 
@@ -92,11 +94,12 @@ def _run(request: TrainingRequest, reporter: Reporter) -> None:
     # Everything is in the last checkpoint: a worker that must go loses nothing.
     reporter.raise_if_stopped(training.step)
     reporter.phase("saving")
-    path = _save(training, previewer, samples, reporter)
+    weights, kohya = _save(training, previewer, samples, reporter)
     reporter.send(
         "done",
         outputs={
-            "weights": str(path),
+            "weights": str(weights),
+            "kohya": str(kohya),
             # Their prompts have been told; many long ones would not fit into a line.
             "samples": [
                 {"step": sample.step, "index": sample.index, "path": str(sample.path)}
@@ -138,16 +141,20 @@ def _load(
 
 def _save(
     training: Training, previewer: Previewer, samples: Sequence[Sample], reporter: Reporter
-) -> Path:
-    """Writes the weights file and proves it in a plain pipeline.
+) -> tuple[Path, Path]:
+    """Writes the weights file in both layouts and proves each in a plain pipeline.
+
+    Returns:
+        The file in diffusers' layout and the one in kohya's.
 
     Raises:
-        CorruptFileError: If the file does not hold what was trained; it is removed.
+        CorruptFileError: If a file does not hold what was trained; both are removed.
         StopRun: If the run shall stop.
     """
     request, step = training.request, training.step
-    path = request.output_folder / WEIGHTS_NAME
-    export_lora(path, training.parameters, request, step)
+    paths = request.output_folder / WEIGHTS_NAME, request.output_folder / KOHYA_NAME
+    export_lora(paths[0], training.parameters, request, step)
+    export_kohya(paths[1], training.parameters, request, step)
     weights = {name: value.detach().cpu() for name, value in training.parameters.items()}
     dtype = compute_dtype(request.config, request.device)
     settings = previewer.settings[0]
@@ -156,8 +163,8 @@ def _save(
     previewer.release()
     gc.collect()
     try:
-        pixels = verify_export(
-            path,
+        pictures = verify_export(
+            paths,
             weights,
             request,
             settings,
@@ -166,11 +173,13 @@ def _save(
         )
         own = [sample.pixels for sample in samples if sample.index == 0]
         if own and request.device == "cpu" and dtype == torch.float32:
-            _require_same_picture(pixels, own[0])
+            for pixels in pictures:
+                _require_same_picture(pixels, own[0])
     except CorruptFileError:
-        path.unlink(missing_ok=True)
+        for path in paths:
+            path.unlink(missing_ok=True)
         raise
-    return path
+    return paths
 
 
 def _require_same_picture(pixels: np.ndarray, own: np.ndarray) -> None:
