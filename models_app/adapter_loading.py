@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 
 from models_app.adapter_names import (
@@ -207,7 +207,8 @@ def put_on(pipeline: Any, adapter: Adapter, name: str) -> None:
 
 
 def _base_weight(module: Any) -> torch.Tensor:
-    layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    is_worn = isinstance(module, LoraLayer)
+    layer: Any = module.get_base_layer() if is_worn else module
     weight: torch.Tensor = layer.weight
     return weight
 
@@ -281,5 +282,5 @@ def worn_by(pipeline: Any, name: str) -> Iterator[tuple[str, str, Any]]:
         if network is None:
             continue
         for layer, module in network.named_modules():
-            if isinstance(module, BaseTunerLayer) and name in module.lora_A:
+            if isinstance(module, LoraLayer) and name in module.lora_A:
                 yield component, layer, module

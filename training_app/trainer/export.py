@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from models_app.adapter_loading import (
 from models_app.inspection import inspect_adapter
 from models_app.loading import load_pipeline
 from studio_project.child_protocol import ChildError
+from training_app.trainer.adapters import adapter_settings
 from training_app.trainer.config import TrainingConfig
 from training_app.trainer.files import CorruptFileError, pack_tensors, read_tensors, write_file
 from training_app.trainer.header import describe
@@ -53,43 +54,16 @@ def diffusers_name(name: str) -> str:
     return name
 
 
-def adapter_metadata(
-    parameters: Mapping[str, torch.Tensor], request: TrainingRequest
-) -> dict[str, Any]:
-    """The adapters' settings by peft's names for each component that has some."""
-    layers: dict[str, set[str]] = {}
-    for name in parameters:
-        component, _, rest = name.partition(".")
-        if ".lora_A." in rest:
-            # Without the level, the end of a name fits older and newer networks.
-            layer = rest.partition(".lora_A.")[0].removeprefix("text_model.")
-            layers.setdefault(component, set()).add(layer)
-    with_dora = {name.partition(".")[0] for name in parameters if "lora_magnitude_vector" in name}
+def _settings(names: Iterable[str], request: TrainingRequest) -> dict[str, Any]:
+    """The adapters' settings by component and peft's name."""
+    # Some readers leave the layers in training mode, where they would drop values out.
     return {
         f"{component}.{name}": value
-        for component, own in layers.items()
-        for name, value in {
-            "r": request.config.rank,
-            "lora_alpha": request.config.alpha,
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "target_modules": sorted(own),
-            "rank_pattern": {},
-            "alpha_pattern": {},
-            "use_dora": component in with_dora,
-            "use_rslora": False,
-        }.items()
+        for component in sorted({name.partition(".")[0] for name in names})
+        for name, value in (
+            adapter_settings(request.config, component) | {"lora_dropout": 0.0}
+        ).items()
     }
-
-
-def require_finite(parameters: Mapping[str, torch.Tensor]) -> None:
-    """Refuses weights that no file may hold.
-
-    Raises:
-        ChildError: ``non_finite_loss`` if a weight is not finite.
-    """
-    if not all(bool(torch.isfinite(weight).all()) for weight in parameters.values()):
-        raise ChildError("non_finite_loss")
 
 
 def export_lora(
@@ -108,11 +82,11 @@ def export_lora(
         ChildError: ``non_finite_loss`` if a weight is not finite; nothing is written.
         OSError: If the file cannot be written; nothing is left behind.
     """
-    require_finite(parameters)
+    if not all(bool(torch.isfinite(weight).all()) for weight in parameters.values()):
+        raise ChildError("non_finite_loss")
     weights = {diffusers_name(name): value.detach() for name, value in parameters.items()}
-    settings = adapter_metadata(parameters, request)
     words = describe(request, weights, step) | {
-        "lora_adapter_metadata": json.dumps(settings, sort_keys=True)
+        "lora_adapter_metadata": json.dumps(_settings(parameters, request), sort_keys=True)
     }
     write_file(path, pack_tensors(weights, words))
 

@@ -135,11 +135,11 @@ def _kohya_words(request: TrainingRequest, is_dora: bool, step: int) -> dict[str
 
 def tag_frequency(request: TrainingRequest) -> dict[str, int]:
     """How often each tag (what stands between commas) occurs, the most frequent first."""
-    trigger = request.config.trigger_word
+    trigger, otherwise = request.config.trigger_word, request.config.instance_prompt
     tags = Counter(
         tag
         for image in request.images
-        for part in training_prompt(image.caption, trigger).split(",")
+        for part in training_prompt(image.caption.strip() or otherwise, trigger).split(",")
         if (tag := part.strip()) and len(tag) <= MAX_TAG
     )
     # Of those that are alike often, the first in the alphabet: equal runs give equal files.

@@ -21,14 +21,12 @@ from models_app.adapter_loading import layer_names, put_on, read_adapter
 from models_app.adapter_names import flat_layer, kohya_layer, parse_tensor_name
 from models_app.inspection import inspect_adapter
 from models_app.loading import load_pipeline
-from tests.generation_app.engine.conftest import make_tiny_sdxl
-from tests.tiny import make_tiny_sd
-from training_app.trainer.adapters import TARGETS
+from tests.tiny import make_tiny_sd, make_tiny_sdxl
+from training_app.trainer.adapters import TARGETS, TEXT_ENCODER_TARGETS
 from training_app.trainer.export import export_lora, read_lora
 from training_app.trainer.kohya import export_kohya
 from training_app.trainer.request import TrainingRequest
 
-TEXT = ["q_proj", "k_proj", "v_proj", "out_proj"]
 RANK, ALPHA = 4, 10.0
 MakeRequest = Callable[..., dict[str, Any]]
 
@@ -36,11 +34,10 @@ MakeRequest = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("families")
-    sd1 = make_tiny_sd(folder / "sd1")
     return {
-        "sd1": sd1,
+        "sd1": make_tiny_sd(folder / "sd1"),
         "sd2": make_tiny_sd(folder / "sd2", prediction_type="v_prediction", seed=1),
-        "sdxl": make_tiny_sdxl(folder / "sdxl", sd1 / "tokenizer"),
+        "sdxl": make_tiny_sdxl(folder / "sdxl"),
     }
 
 
@@ -80,6 +77,8 @@ def train(
     dora: bool,
     size: float = 0.1,
 ) -> Trained:
+    config = dataclasses.replace(request.config, use_dora=dora)
+    request = dataclasses.replace(request, config=config)
     pipeline = load_pipeline(base, architecture)
     generator = torch.Generator().manual_seed(1)
     parameters: dict[str, torch.Tensor] = {}
@@ -87,7 +86,7 @@ def train(
         network = getattr(pipeline, component, None)
         if network is None:
             continue
-        targets = TARGETS["all"] if component == "unet" else TEXT
+        targets = (TARGETS if component == "unet" else TEXT_ENCODER_TARGETS)["all"]
         network.add_adapter(
             LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(targets), use_dora=dora)
         )
