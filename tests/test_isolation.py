@@ -194,6 +194,7 @@ def world(alice: User) -> World:
                     "training-cancel",
                     "training-pause",
                     "training-resume",
+                    "training-stop",
                     "training-progress",
                     "training-metrics",
                     "training-samples",

@@ -181,6 +181,8 @@ def _fetch_checkpoints(job: TrainingJob, folder: Path, recorder: Recorder) -> Pa
 def _settle(job: TrainingJob, outcome: Outcome, recorder: Recorder) -> None:
     """Act on how the run ended."""
     if outcome.kind == "done":
+        if job.step < job.total_steps:
+            recorder.note("kept", step=job.step, total=job.total_steps)
         job.write_progress(phase="registering")
         register_model(job, Path(outcome.message["outputs"]["weights"]))
         files.drop_checkpoints(job, keep=1)
@@ -188,17 +190,18 @@ def _settle(job: TrainingJob, outcome: Outcome, recorder: Recorder) -> None:
         params = outcome.message.get("params") or {}
         _fail(job, recorder, str(outcome.message.get("code")), **params)
     elif outcome.kind == "stopped":
-        job.settle_stopped(str(outcome.message.get("how")))
-        _note_stop(job, recorder)
+        how = str(outcome.message.get("how"))
+        job.settle_stopped(how)
+        _note_stop(job, recorder, how)
     elif outcome.kind == "crashed":
         recorder.note("crashed", step=job.step)
         if job.status == Status.CANCELED:
             files.drop_checkpoints(job)
 
 
-def _note_stop(job: TrainingJob, recorder: Recorder) -> None:
+def _note_stop(job: TrainingJob, recorder: Recorder, how: str) -> None:
     if job.status == Status.CANCELED:
-        recorder.note("canceled", step=job.step)
+        recorder.note("nothing_to_keep" if how == "keep" else "canceled", step=job.step)
         files.drop_checkpoints(job)
     elif job.status == Status.PAUSED:
         recorder.note("paused", step=job.step)

@@ -184,6 +184,16 @@ class TrainingResume(APIView):
         return represent(request, job, 202)
 
 
+class TrainingStop(APIView):
+    """Off the device for good, with what it has learned."""
+
+    @extend_schema(request=None, responses={202: TrainingSerializer})
+    def post(self, request: Request, pk: UUID) -> Response:
+        """End it at its next step and register the model that it has become."""
+        job = services.stop_training(signed_in(request), find_training(request, pk))
+        return represent(request, job, 202)
+
+
 class TrainingProgress(APIView):
     """How far a training is; small enough to ask for often."""
 

@@ -288,6 +288,45 @@ def resume_training(user: User, job: TrainingJob) -> TrainingJob:
     return job
 
 
+def stop_training(user: User, job: TrainingJob) -> TrainingJob:
+    """End a training early and keep what it has learned: its model is exported and registered.
+
+    One that runs ends at its next step. One that waits or pauses goes to a worker once more, which
+    exports its last checkpoint.
+
+    Raises:
+        Problem: `nothing_to_keep`, `not_running` or `active_jobs_limit`.
+    """
+    for _attempt in range(3):
+        try:
+            _ask_to_keep(user, job)
+            return job
+        except jobs.InvalidTransition:
+            job.refresh_from_db()  # it moved on meanwhile: look again
+    raise Problem("not_running", _("This training is not under way."), status=409)
+
+
+def _ask_to_keep(user: User, job: TrainingJob) -> None:
+    if job.is_final or job.status == Status.PENDING:
+        raise Problem("not_running", _("This training is not under way."), status=409)
+    if job.status == Status.RUNNING:
+        job.request_stop("keep")
+        return
+    if not job.checkpoint_step():
+        raise Problem(
+            "nothing_to_keep",
+            _("This training has learned nothing yet, so there is nothing to keep."),
+            status=409,
+            hint=_("Cancel it instead."),
+        )
+    if job.status == Status.QUEUED:
+        job.request_stop("keep", status=Status.QUEUED)
+        return
+    with transaction.atomic():
+        jobs.enforce_active_cap(user)
+        job.move(Status.QUEUED, from_=[Status.PAUSED], stop_requested="keep")
+
+
 def rename_training(user: User, job: TrainingJob, title: str) -> TrainingJob:
     """Give a training another title."""
     TrainingJob.objects.filter(pk=job.pk).update(title=title.strip(), version=F("version") + 1)

@@ -17,6 +17,7 @@ api_urls = [
     re_path(rf"^training/{JOB}/cancel/?$", api.TrainingCancel.as_view(), name="training-cancel"),
     re_path(rf"^training/{JOB}/pause/?$", api.TrainingPause.as_view(), name="training-pause"),
     re_path(rf"^training/{JOB}/resume/?$", api.TrainingResume.as_view(), name="training-resume"),
+    re_path(rf"^training/{JOB}/stop/?$", api.TrainingStop.as_view(), name="training-stop"),
     re_path(
         rf"^training/{JOB}/progress/?$", api.TrainingProgress.as_view(), name="training-progress"
     ),

@@ -305,15 +305,19 @@ class Job(models.Model):
                 if asked or self.is_final:
                     return
 
-    def request_stop(self, how: str) -> None:
-        """Asks the worker of a running job to pause it, or to stop and keep what there is.
+    def request_stop(self, how: str, *, status: str = Status.RUNNING) -> None:
+        """Asks the worker of a job to pause it, or to stop and keep what there is.
+
+        Args:
+            how: ``pause`` or ``keep``.
+            status: Where the job must stand: with a worker, or queued for the next one.
 
         Raises:
-            InvalidTransition: The job is not running.
+            InvalidTransition: The job stands elsewhere.
         """
-        rows = type(self).objects.running().filter(pk=self.pk)
+        rows = type(self).objects.filter(pk=self.pk, status=status)
         if not rows.update(stop_requested=how, version=F("version") + 1):
-            raise InvalidTransition(f"{self.label} is not running")
+            raise InvalidTransition(f"{self.label} is not {status}")
         self.refresh_from_db()
         self.announce()
 
@@ -321,11 +325,16 @@ class Job(models.Model):
     def settle_stopped(self, how: str) -> None:
         """Records that the child stopped as it was asked to: canceled, paused or given back.
 
+        A child that was to keep what there is and stopped all the same had nothing to keep.
+
         Raises:
             InvalidTransition: The claim is lost.
         """
         running = [self.Status.RUNNING]
-        if how == "cancel" or type(self).objects.filter(pk=self.pk, cancel_requested=True).exists():
+        if (
+            how in ("cancel", "keep")
+            or type(self).objects.filter(pk=self.pk, cancel_requested=True).exists()
+        ):
             self.move(self.Status.CANCELED, from_=running, epoch=self.epoch)
         elif how == "pause":
             self.move(self.Status.PAUSED, from_=running, epoch=self.epoch)

@@ -201,6 +201,48 @@ def test_a_paused_training_waits_until_it_is_resumed(
     assert job.checkpoint_step() > 0
 
 
+def test_stopping_early_keeps_what_was_learned(
+    worker: Worker, tiny_base: DiffusionModel, alice: User, once: Once
+) -> None:
+    job = queue(alice, tiny_base, LONG)
+    once(Recorder, "_step", lambda: services.stop_training(alice, again(job)))
+    actors.train()
+    job.refresh_from_db()
+    assert job.status == Status.COMPLETED, job.log_tail
+    assert 0 < job.step < job.total_steps
+    assert job.output_model is not None and storage.exists(job.output_model.path)
+    assert job.checkpoint_step() == job.step
+    kept = job.notes.get(code="kept")
+    assert kept.params == {"step": job.step, "total": 100_000}
+
+
+def test_a_paused_training_can_be_kept_as_it_is(
+    worker: Worker, tiny_base: DiffusionModel, alice: User, once: Once
+) -> None:
+    job = queue(alice, tiny_base, LONG)
+    once(Recorder, "_step", lambda: services.pause_training(alice, again(job)))
+    actors.train()
+    job.refresh_from_db()
+    step = job.checkpoint_step()
+    services.stop_training(alice, job)
+    assert (job.status, job.stop_requested) == (Status.QUEUED, "keep")
+    actors.train()
+    job.refresh_from_db()
+    assert job.status == Status.COMPLETED, job.log_tail
+    assert 0 < step <= job.step < job.total_steps
+
+
+def test_keeping_before_the_first_step_ends_it_without_a_model(
+    worker: Worker, tiny_base: DiffusionModel, alice: User, once: Once
+) -> None:
+    job = queue(alice, tiny_base, LONG)
+    once(Recorder, "_phase", lambda: services.stop_training(alice, again(job)))
+    actors.train()
+    job.refresh_from_db()
+    assert (job.status, job.output_model) == (Status.CANCELED, None)
+    assert job.notes.filter(code="nothing_to_keep").exists()
+
+
 def test_a_base_that_was_taken_back_is_noticed_at_the_claim(
     worker: Worker, alice: User, bob: User, children: list[Child]
 ) -> None:
