@@ -164,13 +164,14 @@ def _fetch_checkpoints(job: TrainingJob, folder: Path, recorder: Recorder) -> Pa
     for checkpoint in job.checkpoints_for_resume():
         job.renew_lease()
         target = folder / f"step-{checkpoint.step:08d}"
-        target.mkdir(parents=True, exist_ok=True)
         try:
             for key in files.checkpoint_keys(checkpoint):
-                shutil.copyfile(storage.local_copy(key), target / key.rpartition("/")[2])
+                path = target / key.removeprefix(f"{checkpoint.prefix}/")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(storage.local_copy(key), path)
         except OSError:
             logger.warning("checkpoint %s cannot be read", checkpoint, exc_info=True)
-            shutil.rmtree(target)
+            shutil.rmtree(target, ignore_errors=True)
             recorder.note("checkpoint_skipped", checkpoint=target.name)
             continue
         found = True
@@ -184,8 +185,9 @@ def _settle(job: TrainingJob, outcome: Outcome, recorder: Recorder) -> None:
         if job.step < job.total_steps:
             recorder.note("kept", step=job.step, total=job.total_steps)
         job.write_progress(phase="registering")
-        register_model(job, Path(outcome.message["outputs"]["weights"]))
-        files.drop_checkpoints(job, keep=1)
+        outputs = outcome.message["outputs"]
+        register_model(job, Path(outputs["weights"]), outputs.get("step", job.step))
+        files.thin_checkpoints(job, keep=1)
     elif outcome.kind == "error":
         params = outcome.message.get("params") or {}
         _fail(job, recorder, str(outcome.message.get("code")), **params)
@@ -212,3 +214,4 @@ def _note_stop(job: TrainingJob, recorder: Recorder, how: str) -> None:
 def _fail(job: TrainingJob, recorder: Recorder, code: str, **params: Any) -> None:
     job.fail(code if code in ERRORS else "internal", **params)
     recorder.note("failed", step=job.step)
+    files.thin_checkpoints(job, keep=1)

@@ -54,6 +54,7 @@ NOTES = {
     "nothing_to_keep": gettext_lazy("Stopped before its first step, so there was nothing to keep."),
     "canceled": gettext_lazy("Canceled at step %(step)s."),
     "failed": gettext_lazy("Failed at step %(step)s."),
+    "chosen": gettext_lazy("The checkpoint at step %(step)s became the model “%(model)s”."),
     "registered": gettext_lazy("The model “%(model)s” is ready."),
 }
 

@@ -29,6 +29,16 @@ api_urls = [
         api.TrainingSampleFile.as_view(thumbnail=True),
         name="training-sample-thumbnail",
     ),
+    re_path(
+        rf"^training/{JOB}/checkpoints/?$",
+        api.TrainingCheckpoints.as_view(),
+        name="training-checkpoints",
+    ),
+    re_path(
+        rf"^training/{JOB}/checkpoints/(?P<checkpoint_id>\d{{1,18}})/register/?$",
+        api.TrainingCheckpointRegister.as_view(),
+        name="training-checkpoint-register",
+    ),
     re_path(rf"^training/{JOB}/log/?$", api.TrainingLog.as_view(), name="training-log"),
 ]
 page_urls = [

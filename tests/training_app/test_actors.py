@@ -21,7 +21,7 @@ from studio_project.jobs import InvalidTransition, JobLost
 from studio_project.models import User, Worker
 from tests.factories import content_of, make_base, make_dataset, make_lora, make_training, picture
 from tests.worker_fixtures import Once
-from training_app import actors, registration, services
+from training_app import actors, files, registration, services
 from training_app.models import TrainingCheckpoint, TrainingJob
 from training_app.recording import Recorder
 
@@ -91,7 +91,10 @@ def test_from_a_dataset_to_a_picture_of_the_trained_model(
     content = content_of(model.path)
     assert hashlib.sha256(content).hexdigest() == model.sha256
     assert TrainingCheckpoint.objects.filter(job=job, model=model).count() == 1
-    assert job.checkpoints_for_resume().count() <= 1
+    # Every tenth can be chosen; the last one is the result, and whole, to be extended.
+    assert [row.step for row in job.checkpoints.all()] == list(range(20, 0, -2))
+    assert [row.step for row in job.checkpoints_for_resume()] == [20]
+    assert {entry["name"] for entry in job.checkpoints.get(step=2).files} == {files.ADAPTER}
     alice.refresh_from_db()
     assert alice.stored_bytes == len(content)
 
@@ -316,7 +319,7 @@ def test_a_worker_that_lost_the_job_writes_and_registers_nothing(
     weights = tmp_path / "adapter.safetensors"
     weights.write_bytes(b"weights")
     with pytest.raises((JobLost, InvalidTransition)):
-        registration.register_model(zombie, weights)
+        registration.register_model(zombie, weights, 1)
     assert not job.metrics.exists() and not job.samples.exists() and not job.checkpoints.exists()
     assert not DiffusionModel.objects.filter(owner=alice).exists()
     assert not list((settings.MEDIA_ROOT / "models").rglob("*.safetensors"))
