@@ -208,7 +208,7 @@ def _note_stop(job: TrainingJob, recorder: Recorder, how: str) -> None:
     elif job.status == Status.PAUSED:
         recorder.note("paused", step=job.step)
     else:
-        recorder.note("given_back")
+        recorder.note("slice_over" if how == "slice" else "given_back", step=job.step)
 
 
 def _fail(job: TrainingJob, recorder: Recorder, code: str, **params: Any) -> None:

@@ -10,6 +10,7 @@ import math
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
+from django.conf import settings
 from django.db import models
 from django.db.models import QuerySet
 from django.utils import timezone
@@ -76,6 +77,11 @@ class TrainingJob(Job):
             "images_per_second": self.images_per_second,
             "output_model": self.output_model_id,
         }
+
+    @classmethod
+    def slice_seconds(cls) -> float:
+        """How long a training may keep its device while somebody else's waits."""
+        return 60 * float(settings.STUDIO_TRAINING_SLICE_MINUTES)
 
     def checkpoint_step(self) -> int:
         """Return the step from which the training would go on."""

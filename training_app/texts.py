@@ -47,6 +47,10 @@ NOTES = {
     ),
     "crashed": gettext_lazy("The training process ended unexpectedly at step %(step)s."),
     "given_back": gettext_lazy("The worker stopped; the training waits for another one."),
+    "slice_over": gettext_lazy(
+        "Its turn was over at step %(step)s, and somebody else was waiting. It goes on when it is "
+        "its turn again."
+    ),
     "paused": gettext_lazy("Paused at step %(step)s."),
     "kept": gettext_lazy(
         "Stopped at step %(step)s of %(total)s; what it had learned by then is kept."

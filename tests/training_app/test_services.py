@@ -12,7 +12,7 @@ from models_app.models import DiffusionModel
 from studio_project.api import Problem
 from studio_project.models import User, Visibility
 from tests.factories import make_base, make_dataset, make_lora, make_training
-from training_app import services
+from training_app import guards, services
 from training_app.models import TrainingCheckpoint, TrainingJob
 from training_app.trainer.config import TrainingConfig
 
@@ -218,11 +218,11 @@ def test_pictures_of_live_trainings_are_in_use(alice: User) -> None:
     dataset = make_dataset(alice)
     job = create(alice, dataset, make_base())
     ids = set(DatasetImage.objects.values_list("pk", flat=True))
-    assert services.images_in_use(ids) == set()
+    assert guards.images_in_use(ids) == set()
     services.start_training(alice, job)
-    assert services.images_in_use({*ids, 10**6}) == ids
+    assert guards.images_in_use({*ids, 10**6}) == ids
     services.cancel_training(alice, job)
-    assert services.images_in_use(ids) == set()
+    assert guards.images_in_use(ids) == set()
 
 
 def test_only_what_has_ended_or_never_began_is_deleted(alice: User) -> None:
