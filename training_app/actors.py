@@ -106,6 +106,7 @@ def _prepare(job: TrainingJob, folder: Path, recorder: Recorder) -> dict[str, An
         "job_id": str(job.pk),
         "base_folder": str(base.weights_folder()),
         "architecture": base.architecture,
+        "method": job.type,
         "config": manifest["config"],
         "images": images,
         "trigger_word": manifest["trigger_word"],

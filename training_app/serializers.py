@@ -40,7 +40,7 @@ class TrainingPlanSerializer(StrictSerializer):
 
     dataset_id = serializers.IntegerField(min_value=1, max_value=LARGEST_ID)
     base_model_id = serializers.IntegerField(min_value=1, max_value=LARGEST_ID)
-    type = serializers.CharField(default="lora", help_text="lora")
+    type = serializers.CharField(default="lora", help_text="lora, dreambooth or full")
     config = serializers.DictField(
         required=False,
         help_text="Any of the settings under `training` in /api/options/; the rest is resolved.",
