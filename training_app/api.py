@@ -20,7 +20,7 @@ from models_app.serializers import DiffusionModelSerializer
 from studio_project import storage
 from studio_project.api import Problem, get_visible, idempotent, signed_in
 from studio_project.models import User
-from training_app import services
+from training_app import metrics, services
 from training_app.checkpoints import register_checkpoint
 from training_app.models import TrainingCheckpoint, TrainingJob, TrainingSample
 from training_app.serializers import (
@@ -38,6 +38,7 @@ from training_app.serializers import (
 )
 
 METRICS_AT_ONCE = 5000
+POINT = ("step", "loss", "learning_rate", "gradient_norm")
 PICTURE = {(200, "image/png"): OpenApiTypes.BINARY}
 
 
@@ -209,7 +210,7 @@ class TrainingProgress(APIView):
 
 
 class TrainingMetrics(APIView):
-    """Loss and learning rate of every step."""
+    """Loss, learning rate and gradient norm of every step."""
 
     @extend_schema(
         parameters=[OpenApiParameter("after_step", OpenApiTypes.INT)], responses=MetricsSerializer
@@ -218,13 +219,13 @@ class TrainingMetrics(APIView):
         """Show the metrics after a step, at most 5000 at once."""
         job = find_training(request, pk)
         after = _whole_number(request, "after_step")
-        rows = list(
-            job.metrics.filter(step__gt=after)
-            .order_by("step")
-            .values("step", "loss", "learning_rate")[:METRICS_AT_ONCE]
-        )
-        last = rows[-1]["step"] if rows else after
-        body = {"results": rows, "last_step": last, "epoch": job.epoch}
+        points = metrics.read(job, after_step=after, limit=METRICS_AT_ONCE)
+        body = {
+            "results": [dict(zip(POINT, point, strict=True)) for point in points],
+            "held_out": [{"step": step, "loss": loss} for step, loss in job.held_out_losses],
+            "last_step": points[-1][0] if points else after,
+            "epoch": job.epoch,
+        }
         return Response(MetricsSerializer(body).data)
 
 

@@ -115,12 +115,21 @@ class MetricSerializer(serializers.Serializer):
     step = serializers.IntegerField()
     loss = FiniteField(allow_null=True)
     learning_rate = FiniteField(allow_null=True)
+    gradient_norm = FiniteField(allow_null=True)
+
+
+class HeldOutLossSerializer(serializers.Serializer):
+    """The loss of the pictures that are not learned from, after a step."""
+
+    step = serializers.IntegerField()
+    loss = FiniteField(allow_null=True)
 
 
 class MetricsSerializer(serializers.Serializer):
     """Metrics in the order of their steps."""
 
     results = MetricSerializer(many=True)
+    held_out = HeldOutLossSerializer(many=True, help_text="All of them, whatever `after_step`.")
     last_step = serializers.IntegerField(
         help_text="Ask again with `after_step` set to this for what came later."
     )

@@ -15,6 +15,7 @@ from studio_project.models import User
 from tests.factories import make_base, make_dataset, make_lora, make_training
 from training_app.forms import CHOICE_LABELS, applies, expert_groups
 from training_app.models import TrainingNote
+from training_app.texts import note_sentence
 from training_app.trainer.config import FIELDS, resolve_config
 from training_app.trainer.presets import METHODS
 from training_app.views import asked_config
@@ -255,6 +256,29 @@ def test_a_finished_training_leads_to_its_model(browser: Browser, alice: User) -
     page = browser(alice).get(f"/training/{job.pk}").content.decode()
     assert f"/text-to-image?model={model.pk}" in page
     assert "Use it now" in page
+
+
+@pytest.mark.parametrize(
+    ("code", "params", "words"),
+    [
+        ("rolled_back", {"step": 40, "learning_rate": 5e-5}, "step 40"),
+        (
+            "micro_batch_halved",
+            {"train_batch_size": 2, "gradient_accumulation_steps": 2},
+            "2 pictures at a time",
+        ),
+        ("pictures_cropped", {"count": 3, "share": 0.375}, "38% of one"),
+        ("pictures_enlarged", {"count": 1, "factor": 2.5}, "2.5 times"),
+        ("class_images_made", {"count": 80, "reused": 20}, "80 painted"),
+        ("text_too_long", {"count": 4}, "4 captions are longer"),
+        ("slice_over", {"step": 12}, "turn"),
+        ("kept", {"step": 12, "total": 100}, "12 of 100"),
+    ],
+)
+def test_every_note_is_a_sentence(code: str, params: dict[str, Any], words: str) -> None:
+    sentence = note_sentence(code, params)
+    assert words in sentence
+    assert sentence.endswith(".") and "%(" not in sentence
 
 
 def test_timeline_speaks_in_sentences(browser: Browser, alice: User) -> None:
