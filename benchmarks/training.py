@@ -31,8 +31,6 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
-from training_app.trainer.learner import compute_dtype  # noqa: E402
-from training_app.trainer.training import Training  # noqa: E402
 
 from benchmarks.full_size import NATIVE_SIZE, STARTER_FOLDER, make_full_size  # noqa: E402
 from benchmarks.plain_training import PlainTraining  # noqa: E402
@@ -40,8 +38,10 @@ from models_app.starter.creatures import draw_creature  # noqa: E402
 from training_app.trainer.cache import cache_latents, cache_prompts  # noqa: E402
 from training_app.trainer.config import resolve_config  # noqa: E402
 from training_app.trainer.dataset import Example, make_examples  # noqa: E402
+from training_app.trainer.learner import compute_dtype  # noqa: E402
 from training_app.trainer.reporting import Reporter  # noqa: E402
 from training_app.trainer.request import TrainingRequest  # noqa: E402
+from training_app.trainer.training import Training  # noqa: E402
 
 COLOURS = ("red", "blue", "white", "yellow", "purple")
 PICTURES = 16
