@@ -27,6 +27,11 @@ CONFIG_SENTENCES = {
     "required": gettext_lazy("This is needed here."),
     "not_for_method": gettext_lazy("The chosen method has no such setting."),
     "not_trainable": gettext_lazy("Models of this family cannot be trained here yet."),
+    "not_installed": gettext_lazy(
+        "This needs the package %(package)s, which is not installed. Choose another value, or ask "
+        "an administrator to install it."
+    ),
+    "needs_validation": gettext_lazy("This needs at least one held-out picture."),
 }
 WANTED_SENTENCES = {
     "a whole number": gettext_lazy("This has to be a whole number."),

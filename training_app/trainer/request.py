@@ -15,6 +15,8 @@ from typing import Any
 
 from training_app.trainer.config import TrainingConfig, check_method
 
+MAXIMUM_REPEATS = 1000
+
 
 @dataclass(frozen=True)
 class TrainingImage:
@@ -27,6 +29,7 @@ class TrainingImage:
         pixel_sha256: Hash of the decoded pixels, which names it in caches.
         width: In pixels.
         height: In pixels.
+        repeats: How often it is shown where another picture is shown once.
     """
 
     id: str
@@ -35,18 +38,28 @@ class TrainingImage:
     pixel_sha256: str
     width: int
     height: int
+    repeats: int = 1
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingImage:
-        """Reads one entry of the manifest."""
-        return cls(
+        """Reads one entry of the manifest.
+
+        Raises:
+            KeyError: If something is missing.
+            ValueError: If a size or the repeats cannot be used.
+        """
+        image = cls(
             id=str(values["id"]),
             path=Path(values["path"]),
             caption=str(values.get("caption") or ""),
             pixel_sha256=str(values["pixel_sha256"]),
             width=int(values["width"]),
             height=int(values["height"]),
+            repeats=int(values.get("repeats", 1)),
         )
+        if min(image.width, image.height) < 1 or not 1 <= image.repeats <= MAXIMUM_REPEATS:
+            raise ValueError(f"picture {image.id} has no size or too many repeats")
+        return image
 
 
 @dataclass(frozen=True)
@@ -123,14 +136,15 @@ class TrainingRequest:
         config = self.config.as_dict()
         for name in _WITHOUT_INFLUENCE:
             config.pop(name)
-        images = [[image.pixel_sha256, image.caption] for image in self.images]
+        images = [[image.pixel_sha256, image.caption, image.repeats] for image in self.images]
         base = [self.architecture, self.metadata.get("base_sha256", "")]
         content = [*base, self.method, config, images]
         return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-#: Settings of sample pictures, which never touch the training.
+#: Settings of samples and checkpoints, which never touch the training.
 _WITHOUT_INFLUENCE = (
+    "checkpoint_every_steps",
     "sample_prompts",
     "control_prompt",
     "sample_every_steps",

@@ -31,7 +31,6 @@ from training_app.trainer.randomness import (
     step_generator,
 )
 from training_app.trainer.request import TrainingRequest
-from training_app.trainer.sizes import make_size_ids
 
 
 class Training:
@@ -70,11 +69,12 @@ class Training:
             self.learner.groups(), weight_decay=self.config.weight_decay, fused=True
         )
         self._objective = Objective(
-            noise_scheduler, snr_gamma=self.config.snr_gamma, device=request.device
+            noise_scheduler,
+            snr_gamma=self.config.snr_gamma,
+            device=request.device,
+            huber_delta=self.config.huber_delta if self.config.loss == "huber" else None,
         )
-        self.sampler = ImageSampler(
-            [example.bucket for example in examples], self.config.train_batch_size, self.config.seed
-        )
+        self.sampler = ImageSampler(examples, range(len(examples)), self.config.seed)
         self._take(examples, class_examples, latents, prompts)
         self.step = 0
 
@@ -87,16 +87,12 @@ class Training:
     ) -> None:
         """Keeps what is trained on where steps find it by number."""
         together = [*examples, *class_examples]
-        texts = [example.prompt for example in together]
+        texts = [text for example in together for text in example.prompts]
         self._latents, self._buckets = latents, [example.bucket for example in together]
         self.prompts = prompts or LivePrompts(self.request, self.learner.networks, texts)
-        self._rows = torch.tensor(latents.rows)
-        self._places = torch.tensor([self.prompts.places[text] for text in texts])
-        self._size_ids = make_size_ids(self._family, together, latents, self.request.device)
+        self._places = [[self.prompts.places[p] for p in each.prompts] for each in together]
         self._class_members = {
-            bucket: torch.tensor(
-                [n for n in range(len(examples), len(together)) if self._buckets[n] == bucket]
-            )
+            bucket: [n for n in range(len(examples), len(together)) if self._buckets[n] == bucket]
             for bucket in set(self._buckets)
         }
 
@@ -124,52 +120,51 @@ class Training:
 
     def _do_micro_batch(self, micro_batch: int) -> torch.Tensor:
         names = (self.step, micro_batch)
-        bucket, dealt = self.sampler.deal()
-        members = torch.tensor(dealt)
+        bucket, members = self.sampler.deal(self.config.train_batch_size)
         if self.config.has_prior:
             generator = step_generator(derive_seed(self.config.seed, "class"), *names)
             others = self._class_members[bucket]
-            picks = torch.randint(len(others), (len(dealt),), generator=generator)
-            members = torch.cat([members, others[picks]])
+            picks = torch.randint(len(others), (len(members),), generator=generator)
+            members = [*members, *(others[pick] for pick in picks.tolist())]
         draws = self._draw(bucket, len(members), step_generator(self.config.seed, *names))
         # Dropout inside the networks draws from the libraries' own state.
         torch.manual_seed(derive_seed(self.config.seed, "dropout", *names))
-        return self._loss(bucket, members, draws)
+        return self.loss_of(bucket, members, draws)
 
     def _draw(self, bucket: Bucket, count: int, generator: torch.Generator) -> Draws:
         return draw(
             generator,
-            (count, *self._latents.mean[bucket].shape[2:]),
+            (count, *self._latents.mean[bucket].shape[1:]),
             num_timesteps=self._objective.num_timesteps,
-            num_variants=self._latents.variants,
             caption_dropout=self.config.caption_dropout,
+            noise_offset=self.config.noise_offset,
         )
 
-    def _loss(self, bucket: Bucket, members: torch.Tensor, draws: Draws) -> torch.Tensor:
-        """The loss of a micro-batch.
+    def loss_of(self, bucket: Bucket, members: Sequence[int], draws: Draws) -> torch.Tensor:
+        """The loss of some pictures of one bucket, on the device.
 
         Args:
-            bucket: Of all its pictures.
-            members: (B,) which ones, by their places among all examples, on the CPU.
-            draws: All that is random in it.
+            bucket: Their bucket.
+            members: Their places among all pictures; if the class is preserved, the second
+                half is of the class.
+            draws: All that is random about it.
         """
         device = self.request.device
-        mean, std = self._latents.mean[bucket], self._latents.std[bucket]
+        rows = torch.tensor(_chosen([self._latents.rows[i] for i in members], draws.variants))
+        places = torch.tensor(_chosen([self._places[i] for i in members], draws.captions))
         # The empty prompt has a place of its own: a dropped caption is another index.
-        places = torch.where(
-            draws.keeps_caption, self._places[members], self.prompts.places[""]
-        ).to(device)
-        picked = (self._rows[members].to(device), draws.variants.to(device))
-        noise, timesteps = draws.noise.to(device), draws.timesteps.to(device)
+        places = torch.where(draws.keeps_caption, places, self.prompts.places[""])
+        rows, noise, timesteps = (t.to(device) for t in (rows, draws.noise, draws.timesteps))
 
-        latents = mean[picked] + std[picked] * draws.posterior_noise.to(device)
+        mean, std = self._latents.mean[bucket][rows], self._latents.std[bucket][rows]
+        latents = mean + std * draws.posterior_noise.to(device)
         noisy_latents = self._objective.add_noise(latents, noise, timesteps)
         with torch.autocast(
             torch.device(device).type, self._dtype, enabled=self._dtype != torch.float32
         ):
-            tensors = dict(self.prompts.pick(places).tensors)
-            if self._size_ids is not None:
-                tensors["time_ids"] = self._size_ids[bucket][picked]
+            tensors = dict(self.prompts.pick(places.to(device)).tensors)
+            if bucket in self._latents.sizes:
+                tensors["time_ids"] = self._latents.sizes[bucket][rows]
             model_pred = self.learner.denoiser(
                 noisy_latents.to(self._dtype),
                 timesteps,
@@ -198,10 +193,10 @@ class Training:
         bucket = max(self._latents.mean, key=lambda each: each.width * each.height)
         count = self.config.train_batch_size * (2 if self.config.has_prior else 1)
         of_bucket = [n for n, each in enumerate(self._buckets) if each == bucket]
-        members = torch.tensor([of_bucket[n % len(of_bucket)] for n in range(count)])
+        members = [of_bucket[n % len(of_bucket)] for n in range(count)]
         try:
             draws = self._draw(bucket, count, torch.Generator().manual_seed(0))
-            self._loss(bucket, members, draws).backward()  # type: ignore[no-untyped-call]
+            self.loss_of(bucket, members, draws).backward()  # type: ignore[no-untyped-call]
         finally:
             self.optimizer.zero_grad(set_to_none=True)
 
@@ -249,3 +244,9 @@ class Training:
     def release(self) -> None:
         """Lets go of the networks and the optimizer; there will be no further step."""
         del self.learner, self.optimizer, self._weights, self.prompts
+
+
+def _chosen(choices: Sequence[Sequence[int]], shares: torch.Tensor) -> list[int]:
+    """One of each list of choices, by a number in 0…1."""
+    pairs = zip(choices, shares.tolist(), strict=True)
+    return [among[min(int(share * len(among)), len(among) - 1)] for among, share in pairs]

@@ -56,7 +56,7 @@ def test_a_checkpoint_holds_everything(folder: Path, make_request: MakeRequest) 
     request = TrainingRequest.from_dict(make_request())
     loaded = load_checkpoint(list_checkpoints(folder)[0], request, [])
     assert loaded.step == 12
-    assert loaded.position == {"64x64": 12}
+    assert loaded.position == {"64x64": 48}
     kinds = {name.split("/")[0] for name in loaded.optimizer}
     assert kinds == {"step", "exp_avg", "exp_avg_sq"}
     assert len(loaded.optimizer) == 3 * len(loaded.weights)

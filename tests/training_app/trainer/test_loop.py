@@ -37,11 +37,7 @@ def _weights(recorder: Recorder) -> bytes:
 def _training(values: dict[str, Any]) -> Training:
     request = TrainingRequest.from_dict(values)
     reporter = Reporter(Recorder())
-    examples = make_examples(
-        request.images,
-        resolution=request.config.resolution,
-        trigger_word=request.config.trigger_word,
-    )
+    examples = make_examples(request.images, request.config)
     latents = cache_latents(examples, request, reporter)
     prompts = cache_prompts(
         [example.prompt for example in examples], request, torch.float32, reporter
