@@ -20,7 +20,7 @@ from models_app.models import DiffusionModel
 from studio_project import storage
 from studio_project.models import ApiToken, User
 from tests.factories import make_base
-from training_app.models import TrainingJob, TrainingSample
+from training_app.models import TrainingCheckpoint, TrainingJob, TrainingSample
 
 CANARY = "zq-canary-7"
 METHODS = ("get", "post", "put", "patch", "delete")
@@ -156,6 +156,9 @@ def world(alice: User) -> World:
         width=64,
         height=64,
     )
+    checkpoint = TrainingCheckpoint.objects.create(
+        job=training, epoch=1, step=1, prefix="tests/checkpoint", model=model
+    )
     generation = GenerationJob.objects.create(
         owner=alice, model=model, model_name=CANARY, parameters={"prompt": CANARY}
     )
@@ -194,13 +197,16 @@ def world(alice: User) -> World:
                     "training-cancel",
                     "training-pause",
                     "training-resume",
+                    "training-stop",
                     "training-progress",
                     "training-metrics",
                     "training-samples",
+                    "training-checkpoints",
                     "training-log",
                 ],
                 {"pk": training.pk},
             ),
+            "training-checkpoint-register": {"pk": training.pk, "checkpoint_id": checkpoint.pk},
             "training-sample-file": painted,
             "training-sample-thumbnail": painted,
             **dict.fromkeys(

@@ -16,12 +16,16 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from models_app.serializers import DiffusionModelSerializer
 from studio_project import storage
 from studio_project.api import Problem, get_visible, idempotent, signed_in
 from studio_project.models import User
 from training_app import services
-from training_app.models import TrainingJob, TrainingSample
+from training_app.checkpoints import register_checkpoint
+from training_app.models import TrainingCheckpoint, TrainingJob, TrainingSample
 from training_app.serializers import (
+    CheckpointChoiceSerializer,
+    CheckpointSerializer,
     LogSerializer,
     MetricsSerializer,
     SampleSerializer,
@@ -184,6 +188,16 @@ class TrainingResume(APIView):
         return represent(request, job, 202)
 
 
+class TrainingStop(APIView):
+    """Off the device for good, with what it has learned."""
+
+    @extend_schema(request=None, responses={202: TrainingSerializer})
+    def post(self, request: Request, pk: UUID) -> Response:
+        """End it at its next step and register the model that it has become."""
+        job = services.stop_training(signed_in(request), find_training(request, pk))
+        return represent(request, job, 202)
+
+
 class TrainingProgress(APIView):
     """How far a training is; small enough to ask for often."""
 
@@ -261,6 +275,47 @@ class TrainingSampleFile(APIView):
 
 def _plain(request: Request) -> HttpRequest:
     return request._request
+
+
+class TrainingCheckpoints(generics.ListAPIView):
+    """The steps of a training that a model can be made of, newest first."""
+
+    serializer_class = CheckpointSerializer
+    filter_backends = ()
+
+    def get_queryset(self) -> QuerySet[TrainingCheckpoint]:
+        """Those of one training of mine."""
+        if getattr(self, "swagger_fake_view", False):
+            return TrainingCheckpoint.objects.none()
+        job = find_training(self.request, self.kwargs["pk"])
+        return job.checkpoints.select_related("model", "job").defer("job__manifest")
+
+    def get_serializer_context(self) -> dict[str, Any]:
+        """Add the samples by their step."""
+        samples: dict[int, list[TrainingSample]] = {}
+        if not getattr(self, "swagger_fake_view", False):
+            for sample in TrainingSample.objects.filter(job=self.kwargs["pk"]):
+                samples.setdefault(sample.step, []).append(sample)
+        return {**super().get_serializer_context(), "samples": samples}
+
+
+class TrainingCheckpointRegister(APIView):
+    """A checkpoint that becomes a model."""
+
+    @extend_schema(
+        request=CheckpointChoiceSerializer,
+        responses={201: DiffusionModelSerializer, 200: DiffusionModelSerializer},
+    )
+    def post(self, request: Request, pk: UUID, checkpoint_id: int) -> Response:
+        """Make a model of it; if there is one already, answer with that."""
+        job = find_training(request, pk)
+        asked = CheckpointChoiceSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        model, is_new = register_checkpoint(
+            signed_in(request), job, checkpoint_id, asked.validated_data["title"]
+        )
+        body = DiffusionModelSerializer(model, context={"request": request}).data
+        return Response(body, status=201 if is_new else 200)
 
 
 class TrainingLog(APIView):

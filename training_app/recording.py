@@ -28,7 +28,7 @@ from training_app.models import (
     TrainingSample,
 )
 
-KEPT_CHECKPOINTS = 2
+WHOLE_CHECKPOINTS = 2
 
 
 class Recorder:
@@ -150,17 +150,22 @@ class Recorder:
             storage.save(f"{prefix}/{entry['name']}", folder / entry["name"])
         with transaction.atomic():
             self.job.write_progress()
+            old = self.job.checkpoints.filter(step=step).first()
             TrainingCheckpoint.objects.update_or_create(
                 job=self.job,
-                epoch=self.job.epoch,
                 step=step,
                 defaults={
+                    "epoch": self.job.epoch,
                     "prefix": prefix,
                     "files": message["files"],
+                    "is_whole": True,
                     "size_bytes": sum(entry["size"] for entry in message["files"]),
+                    "held_out_loss": message.get("held_out_loss"),
                 },
             )
-        files.drop_checkpoints(self.job, keep=KEPT_CHECKPOINTS)
+        if old is not None and old.prefix != prefix:
+            files.remove(files.checkpoint_keys(old))
+        files.thin_checkpoints(self.job, keep=WHOLE_CHECKPOINTS)
 
 
 def _entries(message: Message) -> Iterator[dict[str, Any]]:

@@ -11,9 +11,10 @@ from django.urls import reverse
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from models_app.models import DiffusionModel
 from studio_project.api import StrictSerializer
 from studio_project.job_serializers import FiniteField, JobProgressSerializer, JobSerializer
-from training_app.models import TrainingJob, TrainingNote, TrainingSample
+from training_app.models import TrainingCheckpoint, TrainingJob, TrainingNote, TrainingSample
 from training_app.texts import note_sentence
 
 LARGEST_ID = 2**63 - 1
@@ -25,6 +26,13 @@ class OutputModelSerializer(serializers.Serializer):
     id = serializers.IntegerField()
     name = serializers.CharField()
     title = serializers.CharField()
+
+
+def output_model(model: DiffusionModel | None) -> dict[str, Any] | None:
+    """Return how a model is named beside what made it; None when it is gone."""
+    if model is None or model.deleted_at is not None:
+        return None
+    return {"id": model.pk, "name": model.name, "title": model.title}
 
 
 class TrainingPlanSerializer(StrictSerializer):
@@ -71,10 +79,7 @@ class TrainingProgressSerializer(JobProgressSerializer):
     @extend_schema_field(OutputModelSerializer(allow_null=True))
     def get_output_model(self, job: TrainingJob) -> dict[str, Any] | None:
         """The model that came out, once there is one."""
-        model = job.output_model
-        if model is None or model.deleted_at is not None:
-            return None
-        return {"id": model.pk, "name": model.name, "title": model.title}
+        return output_model(job.output_model)
 
 
 class TrainingSerializer(TrainingProgressSerializer, JobSerializer):
@@ -148,6 +153,50 @@ class SampleSerializer(serializers.ModelSerializer):
 
     def _reverse(self, name: str, sample: TrainingSample) -> str:
         return reverse(name, args=[sample.job_id, sample.pk])
+
+
+class CheckpointSerializer(serializers.ModelSerializer):
+    """A step of a training that a model can be made of."""
+
+    samples = serializers.SerializerMethodField()
+    held_out_loss = FiniteField(allow_null=True)
+    expires_at = serializers.DateTimeField(
+        allow_null=True, help_text="When its files go; null while the training is under way."
+    )
+    can_resume = serializers.BooleanField(
+        source="is_whole", help_text="Whether it holds what it takes to train on from it."
+    )
+    available = serializers.SerializerMethodField()
+    model = serializers.SerializerMethodField()
+
+    class Meta:
+        model = TrainingCheckpoint
+        fields = (
+            "id", "step", "size_bytes", "held_out_loss", "samples", "created_at", "expires_at",
+            "available", "can_resume", "model",
+        )  # fmt: skip
+        read_only_fields = fields
+
+    @extend_schema_field(SampleSerializer(many=True))
+    def get_samples(self, checkpoint: TrainingCheckpoint) -> list[dict[str, Any]]:
+        """The pictures that were painted at this step."""
+        samples = self.context.get("samples", {}).get(checkpoint.step, [])
+        return [dict(SampleSerializer(sample).data) for sample in samples]
+
+    def get_available(self, checkpoint: TrainingCheckpoint) -> bool:
+        """Whether its files are there."""
+        return bool(checkpoint.prefix)
+
+    @extend_schema_field(OutputModelSerializer(allow_null=True))
+    def get_model(self, checkpoint: TrainingCheckpoint) -> dict[str, Any] | None:
+        """The model that was made of it."""
+        return output_model(checkpoint.model)
+
+
+class CheckpointChoiceSerializer(StrictSerializer):
+    """How the model of a checkpoint shall be called."""
+
+    title = serializers.CharField(max_length=200, required=False, allow_blank=True, default="")
 
 
 class NoteSerializer(serializers.ModelSerializer):

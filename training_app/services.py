@@ -7,7 +7,7 @@ Each verb checks, writes and rings; none of them trains. Problems are raised as
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from django.db import transaction
@@ -288,6 +288,45 @@ def resume_training(user: User, job: TrainingJob) -> TrainingJob:
     return job
 
 
+def stop_training(user: User, job: TrainingJob) -> TrainingJob:
+    """End a training early and keep what it has learned: its model is exported and registered.
+
+    One that runs ends at its next step. One that waits or pauses goes to a worker once more, which
+    exports its last checkpoint.
+
+    Raises:
+        Problem: `nothing_to_keep`, `not_running` or `active_jobs_limit`.
+    """
+    for _attempt in range(3):
+        try:
+            _ask_to_keep(user, job)
+            return job
+        except jobs.InvalidTransition:
+            job.refresh_from_db()  # it moved on meanwhile: look again
+    raise Problem("not_running", _("This training is not under way."), status=409)
+
+
+def _ask_to_keep(user: User, job: TrainingJob) -> None:
+    if job.is_final or job.status == Status.PENDING:
+        raise Problem("not_running", _("This training is not under way."), status=409)
+    if job.status == Status.RUNNING:
+        job.request_stop("keep")
+        return
+    if not job.checkpoint_step():
+        raise Problem(
+            "nothing_to_keep",
+            _("This training has learned nothing yet, so there is nothing to keep."),
+            status=409,
+            hint=_("Cancel it instead."),
+        )
+    if job.status == Status.QUEUED:
+        job.request_stop("keep", status=Status.QUEUED)
+        return
+    with transaction.atomic():
+        jobs.enforce_active_cap(user)
+        job.move(Status.QUEUED, from_=[Status.PAUSED], stop_requested="keep")
+
+
 def rename_training(user: User, job: TrainingJob, title: str) -> TrainingJob:
     """Give a training another title."""
     TrainingJob.objects.filter(pk=job.pk).update(title=title.strip(), version=F("version") + 1)
@@ -326,40 +365,3 @@ def _deletion(job: TrainingJob) -> dict[str, Any]:
         "version": job.version + 1,
         "ts": timezone.now().isoformat(),
     }
-
-
-# --- what other apps ask --------------------------------------------------------------------------
-def images_in_use(image_ids: Collection[int]) -> set[int]:
-    """Return which of these dataset pictures a live training still reads."""
-    wanted, needed = set(image_ids), set()
-    live = TrainingJob.objects.filter(status__in=[Status.QUEUED, Status.RUNNING, Status.PAUSED])
-    for manifest in live.values_list("manifest", flat=True):
-        needed |= wanted & {image["id"] for image in manifest.get("images", ())}
-    return needed
-
-
-def model_changed(model: DiffusionModel, what: str) -> None:
-    """End the queued trainings whose base their owner may no longer use.
-
-    One that has begun goes on: its inputs were frozen, and base models are only deactivated.
-    """
-    waiting = TrainingJob.objects.filter(
-        base_model=model, status=Status.QUEUED, started_at=None
-    ).select_related("owner")
-    fail_unavailable(waiting, model)
-
-
-def fail_unavailable(waiting: Iterable[TrainingJob], model: DiffusionModel) -> None:
-    """Fail each queued job whose owner cannot use the model."""
-    for job in waiting:
-        if DiffusionModel.objects.usable_by(job.owner).filter(pk=model.pk).exists():
-            continue
-        try:
-            job.move(
-                Status.FAILED,
-                from_=[Status.QUEUED],
-                error_code="model_unavailable",
-                error_params={"model": model.name},
-            )
-        except jobs.InvalidTransition:
-            continue  # claimed or canceled meanwhile

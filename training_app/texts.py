@@ -49,9 +49,18 @@ NOTES = {
     ),
     "crashed": gettext_lazy("The training process ended unexpectedly at step %(step)s."),
     "given_back": gettext_lazy("The worker stopped; the training waits for another one."),
+    "slice_over": gettext_lazy(
+        "Its turn was over at step %(step)s, and somebody else was waiting. It goes on when it is "
+        "its turn again."
+    ),
     "paused": gettext_lazy("Paused at step %(step)s."),
+    "kept": gettext_lazy(
+        "Stopped at step %(step)s of %(total)s; what it had learned by then is kept."
+    ),
+    "nothing_to_keep": gettext_lazy("Stopped before its first step, so there was nothing to keep."),
     "canceled": gettext_lazy("Canceled at step %(step)s."),
     "failed": gettext_lazy("Failed at step %(step)s."),
+    "chosen": gettext_lazy("The checkpoint at step %(step)s became the model “%(model)s”."),
     "registered": gettext_lazy("The model “%(model)s” is ready."),
 }
 

@@ -23,7 +23,7 @@ from studio_project.models import User
 from studio_project.paging import page_by_key
 from studio_project.waiting import Waiting
 from training_app.forms import PRESETS, expert_groups
-from training_app.models import TrainingJob
+from training_app.models import TrainingJob, TrainingSample
 from training_app.services import TRAINABLE_ARCHITECTURES
 from training_app.texts import config_sentence, note_sentence
 from training_app.trainer.config import FIELDS, ConfigError, TrainingConfig, resolve_config
@@ -220,7 +220,7 @@ def _seconds_per_step(user: User, base: DiffusionModel, config: TrainingConfig) 
 # --- one ----------------------------------------------------------------------------------------
 @login_required
 def training_detail(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
-    """Show one training; `?part=head` and `?part=timeline` are those alone."""
+    """Show one training; `?part=head`, `timeline` and `checkpoints` are those alone."""
     rows = TrainingJob.objects.select_related("output_model", "dataset", "base_model", "worker")
     job = get_visible(rows.defer("manifest"), signed_in(request), pk)
     waiting = Waiting()
@@ -233,10 +233,37 @@ def training_detail(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
         "model": _product(job, request),
         "notes": notes,
         "parameters": _parameters(job),
+        "checkpoints": _checkpoints(job),
     }
-    names = {"head": "_head.html", "timeline": "_timeline.html"}
+    names = {
+        "head": "_head.html",
+        "timeline": "_timeline.html",
+        "checkpoints": "_checkpoints.html",
+    }
     part = request.GET.get("part", "")
     return render(request, f"training_app/{names.get(part, 'training_detail.html')}", context)
+
+
+def _checkpoints(job: TrainingJob) -> list[dict[str, Any]]:
+    """Return the checkpoints, newest first, each with the newest samples painted up to it."""
+    samples: dict[int, list[TrainingSample]] = {}
+    for sample in job.samples.all():
+        samples.setdefault(sample.step, []).append(sample)
+    rows = []
+    for checkpoint in job.checkpoints.select_related("model"):
+        checkpoint.job = job  # what it asks of its training is here
+        painted_at = max((step for step in samples if step <= checkpoint.step), default=None)
+        rows.append(
+            {
+                "checkpoint": checkpoint,
+                "painted_at": painted_at,
+                "samples": samples.get(painted_at or 0, []),
+                "model": checkpoint.model,
+                "is_result": checkpoint.model_id is not None
+                and checkpoint.model_id == job.output_model_id,
+            }
+        )
+    return rows
 
 
 def _product(job: TrainingJob, request: HttpRequest) -> DiffusionModel | None:

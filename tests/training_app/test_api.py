@@ -208,7 +208,7 @@ def test_strangers_and_visitors_see_nothing(api: Api, alice: User, bob: User) ->
     for path in paths:
         assert api(bob).get(path).status_code == 404, path
         assert api().get(path).status_code == 401, path
-    for verb in ("start", "cancel", "pause", "resume"):
+    for verb in ("start", "cancel", "pause", "resume", "stop"):
         assert api(bob).post(f"/api/training/{job.pk}/{verb}").status_code == 404
     assert api(bob).patch(f"/api/training/{job.pk}", {"title": "mine"}).status_code == 404
     assert api(bob).delete(f"/api/training/{job.pk}").status_code == 404

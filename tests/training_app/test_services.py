@@ -12,8 +12,8 @@ from models_app.models import DiffusionModel
 from studio_project.api import Problem
 from studio_project.models import User, Visibility
 from tests.factories import make_base, make_dataset, make_lora, make_training
-from training_app import services
-from training_app.models import TrainingJob
+from training_app import guards, services
+from training_app.models import TrainingCheckpoint, TrainingJob
 from training_app.trainer.config import TrainingConfig
 
 Status = TrainingJob.Status
@@ -137,6 +137,22 @@ def test_a_training_that_has_ended_cannot_be_started(alice: User) -> None:
     assert refusal("already_final", services.start_training, alice, job).status == 409
 
 
+@pytest.mark.parametrize("status", ["pending", "completed", "failed", "canceled"])
+def test_only_what_is_under_way_can_be_stopped(alice: User, status: str) -> None:
+    job = make_training(alice, status=status)
+    assert refusal("not_running", services.stop_training, alice, job).status == 409
+
+
+@pytest.mark.parametrize("status", ["queued", "paused"])
+def test_stopping_keeps_a_checkpoint_or_says_that_there_is_none(alice: User, status: str) -> None:
+    job = make_training(alice, status=status)
+    refusal("nothing_to_keep", services.stop_training, alice, job)
+    TrainingCheckpoint.objects.create(job=job, epoch=1, step=40, prefix=f"jobs/{job.pk}/1/step-40")
+    services.stop_training(alice, job)
+    job.refresh_from_db()
+    assert (job.status, job.stop_requested) == (Status.QUEUED, "keep")
+
+
 def test_an_empty_dataset_is_refused(alice: User) -> None:
     job = create(alice, make_dataset(alice, captions=()), make_base())
     refusal("dataset_empty", services.start_training, alice, job)
@@ -202,11 +218,11 @@ def test_pictures_of_live_trainings_are_in_use(alice: User) -> None:
     dataset = make_dataset(alice)
     job = create(alice, dataset, make_base())
     ids = set(DatasetImage.objects.values_list("pk", flat=True))
-    assert services.images_in_use(ids) == set()
+    assert guards.images_in_use(ids) == set()
     services.start_training(alice, job)
-    assert services.images_in_use({*ids, 10**6}) == ids
+    assert guards.images_in_use({*ids, 10**6}) == ids
     services.cancel_training(alice, job)
-    assert services.images_in_use(ids) == set()
+    assert guards.images_in_use(ids) == set()
 
 
 def test_only_what_has_ended_or_never_began_is_deleted(alice: User) -> None:

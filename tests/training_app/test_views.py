@@ -194,6 +194,8 @@ def test_a_stranger_gets_404(browser: Browser, alice: User, bob: User, part: str
         ("pending", "/start"),
         ("queued", "/cancel"),
         ("running", "/pause"),
+        ("running", "/stop"),
+        ("running", "/cancel"),
         ("paused", "/resume"),
         ("failed", "?like="),
     ],

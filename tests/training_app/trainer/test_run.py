@@ -107,6 +107,9 @@ def test_what_there_is_can_be_kept(train: Train) -> None:
     assert 5 <= recorder.last["metrics"]["steps"] < 12
     assert Path(recorder.last["outputs"]["weights"]).exists()
     assert len(recorder.of("sample")) == 3
+    # What goes on from there later finds where it stood.
+    saved = [message["step"] for message in recorder.of("checkpoint")]
+    assert saved[-1] == recorder.last["metrics"]["steps"]
 
 
 def test_keeping_nothing_is_a_stop(train: Train) -> None:
