@@ -194,7 +194,4 @@ def parameter_field(name: str) -> ParameterField:
 
 def expert_groups() -> list[tuple[Words, list[ParameterField]]]:
     """Return the expert fields by group, in the order in which the drawer shows them."""
-    return [
-        (title, [parameter_field(name) for name in names if name in FIELDS])
-        for title, names in GROUPS
-    ]
+    return [(title, [parameter_field(name) for name in names]) for title, names in GROUPS]

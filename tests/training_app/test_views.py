@@ -74,7 +74,7 @@ def test_every_choice_has_a_label() -> None:
         for field in fields
         for value, _ in field.choices
     }
-    assert choices <= set(CHOICE_LABELS)
+    assert choices == set(CHOICE_LABELS)
 
 
 def test_form_shows_datasets_with_counts_and_warnings(
