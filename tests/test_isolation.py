@@ -198,6 +198,7 @@ def world(alice: User) -> World:
                     "training-pause",
                     "training-resume",
                     "training-stop",
+                    "training-extend",
                     "training-progress",
                     "training-metrics",
                     "training-samples",

@@ -98,6 +98,8 @@ def _prepare(job: TrainingJob, folder: Path, recorder: Recorder) -> dict[str, An
     base = _usable_base(job)
     workplace.tidy()
     resume_folder = _fetch_checkpoints(job, folder / "resume", recorder)
+    if resume_folder is None and job.manifest.get("extends"):
+        raise RefusedError("checkpoint_gone")
     images = _local_images(job)
     recorder.note("started" if job.epoch == 1 else "restarted", worker=current_worker().name)
     share: DeviceShare = current_device().share(TrainingJob.queue_name)
@@ -113,6 +115,7 @@ def _prepare(job: TrainingJob, folder: Path, recorder: Recorder) -> dict[str, An
         "output_folder": str(folder / "output"),
         "cache_folder": str(workplace.cache_folder(job)),
         "resume_folder": str(resume_folder) if resume_folder else None,
+        "extends": manifest.get("extends", 0),
         "device": share.device,
         "threads": share.threads,
         "checkpoint_seconds": settings.STUDIO_CHECKPOINT_SECONDS,
@@ -158,11 +161,13 @@ def _local_images(job: TrainingJob) -> list[dict[str, Any]]:
 def _fetch_checkpoints(job: TrainingJob, folder: Path, recorder: Recorder) -> Path | None:
     """Bring the last resume states here, so that the trainer may fall back to the older one.
 
+    Those of a training that this one extends count as well.
+
     Returns:
         The folder that holds them, or None when there is none.
     """
     found = False
-    for checkpoint in job.checkpoints_for_resume():
+    for checkpoint in job.states_to_begin_from():
         job.renew_lease()
         target = folder / f"step-{checkpoint.step:08d}"
         try:

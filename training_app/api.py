@@ -21,7 +21,7 @@ from studio_project import storage
 from studio_project.api import Problem, get_visible, idempotent, signed_in
 from studio_project.models import User
 from training_app import metrics, services
-from training_app.checkpoints import register_checkpoint
+from training_app.checkpoints import extend_training, register_checkpoint
 from training_app.models import TrainingCheckpoint, TrainingJob, TrainingSample
 from training_app.serializers import (
     CheckpointChoiceSerializer,
@@ -32,6 +32,7 @@ from training_app.serializers import (
     TrainingCreateSerializer,
     TrainingEditSerializer,
     TrainingEstimateSerializer,
+    TrainingExtendSerializer,
     TrainingPlanSerializer,
     TrainingProgressSerializer,
     TrainingSerializer,
@@ -317,6 +318,20 @@ class TrainingCheckpointRegister(APIView):
         )
         body = DiffusionModelSerializer(model, context={"request": request}).data
         return Response(body, status=201 if is_new else 200)
+
+
+class TrainingExtend(APIView):
+    """A training that is made longer."""
+
+    @extend_schema(request=TrainingExtendSerializer, responses={201: TrainingSerializer})
+    @idempotent
+    def post(self, request: Request, pk: UUID) -> Response:
+        """Queue a new training that goes on from the end of this one."""
+        job = find_training(request, pk)
+        asked = TrainingExtendSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        steps = asked.validated_data["additional_steps"]
+        return represent(request, extend_training(signed_in(request), job, steps), 201)
 
 
 class TrainingLog(APIView):

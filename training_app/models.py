@@ -94,6 +94,12 @@ class TrainingJob(Job):
         """Return the resume states, newest first."""
         return self.checkpoints.exclude(prefix="").filter(is_whole=True).order_by("-step", "-id")
 
+    def states_to_begin_from(self) -> list[TrainingCheckpoint]:
+        """Return what the next run may begin from: of this training, else of the one it extends."""
+        before = self.resumed_from
+        inherited = before.checkpoints_for_resume()[:1] if before is not None else ()
+        return [*self.checkpoints_for_resume(), *inherited]
+
     @property
     def checkpoint_rhythm(self) -> int:
         """How many steps lie between two checkpoints that are kept for choosing."""

@@ -95,6 +95,9 @@ class TrainingSerializer(TrainingProgressSerializer, JobSerializer):
     learning_rate = FiniteField(allow_null=True)
     images_per_second = FiniteField(allow_null=True)
     output_path = serializers.SerializerMethodField()
+    resumed_from = serializers.UUIDField(
+        source="resumed_from_id", allow_null=True, help_text="The training that this one extends."
+    )
     config = serializers.DictField(source="resolved_config", help_text="With every value resolved.")
 
     def get_url(self, job: TrainingJob) -> str:
@@ -206,6 +209,12 @@ class CheckpointChoiceSerializer(StrictSerializer):
     """How the model of a checkpoint shall be called."""
 
     title = serializers.CharField(max_length=200, required=False, allow_blank=True, default="")
+
+
+class TrainingExtendSerializer(StrictSerializer):
+    """How much longer a training shall be."""
+
+    additional_steps = serializers.IntegerField(min_value=1, max_value=100_000)
 
 
 class NoteSerializer(serializers.ModelSerializer):

@@ -68,7 +68,7 @@ def create_training(
     asked = dict(config or {})
     resolved = _resolve(asked, type, base, dataset.num_items)
     with transaction.atomic():
-        number = _next_in_family(user, dataset, base)
+        number = next_in_family(user, dataset, base)
         return TrainingJob.objects.create(
             owner=user,
             dataset=dataset,
@@ -84,7 +84,7 @@ def create_training(
         )
 
 
-def _next_in_family(user: User, dataset: Dataset, base: DiffusionModel) -> int:
+def next_in_family(user: User, dataset: Dataset | None, base: DiffusionModel) -> int:
     """Number the trainings of one dataset on one base; each user counts their own."""
     family = TrainingJob.objects.filter(owner=user, dataset=dataset, base_model=base)
     return (family.aggregate(last=Max("family_version"))["last"] or 0) + 1
@@ -342,7 +342,8 @@ def delete_training(user: User, job: TrainingJob) -> None:
     """Remove a training with its checkpoints, samples and metrics; its model stays.
 
     Raises:
-        Problem: `job_active` while it waits, runs or pauses.
+        Problem: `job_active` while it waits, runs or pauses; `job_needed` while one that extends it
+            does.
     """
     with transaction.atomic():
         row = TrainingJob.objects.select_for_update().filter(pk=job.pk).first()
@@ -354,6 +355,12 @@ def delete_training(user: User, job: TrainingJob) -> None:
                 _("This training is still on its way."),
                 status=409,
                 hint=_("Cancel it first."),
+            )
+        if row.continuations.live().exists():
+            raise Problem(
+                "job_needed",
+                _("Another training goes on from this one and is still on its way."),
+                status=409,
             )
         keys = files.keys_of(row)
         row.delete()

@@ -243,6 +243,7 @@ def training_detail(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
         "notes": notes,
         "parameters": _parameters(job),
         "checkpoints": _checkpoints(job),
+        "more_steps": max(1, job.total_steps // 2) if _can_be_extended(job) else 0,
     }
     names = {
         "head": "_head.html",
@@ -273,6 +274,10 @@ def _checkpoints(job: TrainingJob) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _can_be_extended(job: TrainingJob) -> bool:
+    return job.status == TrainingJob.Status.COMPLETED and job.checkpoints_for_resume().exists()
 
 
 def _product(job: TrainingJob, request: HttpRequest) -> DiffusionModel | None:
