@@ -104,3 +104,15 @@ class GeneratedImage(models.Model):
 
     def __str__(self) -> str:
         return f"{self.job_id} #{self.index}"
+
+
+class CheckpointChoice(models.Model):
+    """The model that one user's AUTOMATIC1111 clients paint with until they name another."""
+
+    owner = models.OneToOneField(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+"
+    )
+    model = models.ForeignKey(DiffusionModel, on_delete=models.CASCADE, related_name="+")
+
+    def __str__(self) -> str:
+        return f"{self.owner_id}: {self.model_id}"
