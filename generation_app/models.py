@@ -44,6 +44,9 @@ class GenerationJob(Job):
     needed_models = models.ManyToManyField(DiffusionModel, related_name="+")
     parameters = models.JSONField(default=dict)
     metrics = models.JSONField(default=dict, blank=True)
+    # What was foreseen when it was sent: from its claim on, and for a model that is not ready.
+    expected_seconds = models.FloatField(null=True, blank=True)
+    expected_load_seconds = models.FloatField(null=True, blank=True)
 
     @property
     def title(self) -> str:

@@ -26,12 +26,14 @@ from generation_app.dialects.adapter import (
 )
 from generation_app.dialects.references import best_base, named, usable_models
 from generation_app.engine.vocabulary import SCHEDULERS
+from generation_app.foresight import Foresight
 from generation_app.models import CheckpointChoice, GenerationJob
 from models_app.models import DiffusionModel
 from models_app.services import resolve_model
 from studio_project import events
 from studio_project.api import Problem, signed_in
 from studio_project.models import User
+from studio_project.waiting import Waiting
 
 ONCE = OpenApiParameter("Idempotency-Key", OpenApiTypes.STR, OpenApiParameter.HEADER)
 
@@ -138,7 +140,8 @@ class Progress(A1111View):
         skipped = request.query_params.get("skip_current_image", "").lower() in ("1", "true")
         preview = events.get_preview(job.pk) if job and not skipped else None
         picture = base64.b64encode(preview).decode("ascii") if preview else None
-        return Response(shapes.progress(job, count, picture))
+        eta = Foresight(Waiting()).eta_seconds(job) if job else None
+        return Response(shapes.progress(job, count, picture, eta))
 
 
 class Interrupt(A1111View):

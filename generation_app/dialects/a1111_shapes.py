@@ -239,7 +239,9 @@ def _timestamp(job: GenerationJob) -> str:
     return f"{timezone.localtime(job.created_at):%Y%m%d%H%M%S}"
 
 
-def progress(job: GenerationJob | None, count: int, picture: str | None) -> dict[str, Any]:
+def progress(
+    job: GenerationJob | None, count: int, picture: str | None, eta_seconds: int | None
+) -> dict[str, Any]:
     """Return how far a job is; without one, that nothing is being done."""
     state = {
         "skipped": False,
@@ -254,7 +256,7 @@ def progress(job: GenerationJob | None, count: int, picture: str | None) -> dict
     }
     return {
         "progress": job.progress if job else 0.0,
-        "eta_relative": float(job.eta_seconds or 0) if job else 0.0,
+        "eta_relative": float(eta_seconds or 0),
         "state": state,
         "current_image": picture,
         "textinfo": None,
