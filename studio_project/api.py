@@ -5,6 +5,7 @@ Errors are RFC 9457 `application/problem+json` with a stable `code`; what is not
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -18,7 +19,7 @@ from uuid import UUID
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser
 from django.core.exceptions import ObjectDoesNotExist, PermissionDenied
-from django.db import IntegrityError, models, transaction
+from django.db import IntegrityError, OperationalError, models, transaction
 from django.http import Http404, HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 # Room for a large picture in base64; parsed, hostile JSON is thirty times its size.
 MAX_JSON_BYTES = 16 * 1024**2
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Row = TypeVar("Row", bound=models.Model)
 
@@ -106,6 +108,23 @@ _TITLES = {
 }
 
 
+def disk_full() -> Problem:
+    """Return the one problem that says there is no room."""
+    return Problem(
+        "disk_full",
+        _("The site's disk is full, so nothing was stored."),
+        status=507,
+        hint=_("Delete what is no longer needed, or ask an administrator for more space."),
+    )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Say whether an error of the file system or the database means that there is no room."""
+    if isinstance(error, OperationalError):
+        return "disk is full" in str(error) or "No space left" in str(error)
+    return isinstance(error, OSError) and error.errno in NO_ROOM
+
+
 def problem(error: Problem) -> Response:
     """Return a problem as a response."""
     return Response(
@@ -139,6 +158,9 @@ def _field_errors(detail: Any, prefix: str = "") -> dict[str, list[dict[str, str
 
 def problem_response(error: Exception, context: dict[str, Any]) -> Response | None:
     """Turn any exception of a view into problem+json (DRF's EXCEPTION_HANDLER)."""
+    if is_disk_full(error):
+        logger.error("the disk is full: %s", error)
+        error = disk_full()
     if isinstance(error, Problem):
         return problem(error)
     # DRF's own handler cannot be used: its module imports the classes this one defines.

@@ -4,7 +4,8 @@ Three corrections, applied only in a process that daphne runs.
 
 Bodies: its library Twisted parses every form in memory, fourteen times its size, though Django
 parses it again; and a body of any size is stored before the site is asked. Here no body is parsed,
-and what exceeds the site's limit is not kept: the site then refuses it by its length.
+and what exceeds the site's limit is not kept: the site then refuses it by its length. Where the
+disk has no room for a body the sender is told so; daphne would break off without a word.
 
 Ends: its library Autobahn closes with 1000 and 3000 to 4999 only, though the registry of close
 codes has 1012 (the server restarts) and 1013 (try again later), which clients know. And daphne 4.2
@@ -16,9 +17,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from io import BytesIO
 from typing import Any
 
 from django.conf import settings
+
+from studio_project.api import is_disk_full
+from studio_project.full_disk import no_room
 
 RESTART = 1012
 TRY_AGAIN_LATER = 1013
@@ -46,16 +51,32 @@ def bounded_requests(web_request: type[Any]) -> type[Any]:
         """A request whose body is not parsed here, and dropped where it grows too large."""
 
         received_bytes = 0
+        has_room = True
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs, parsePOSTFormSubmission=False)
 
         def handleContentChunk(self, data: bytes) -> None:  # noqa: N802  (Twisted's name)
             self.received_bytes += len(data)
-            if self.received_bytes <= settings.STUDIO_MAX_REQUEST_BYTES:
+            if self.received_bytes > settings.STUDIO_MAX_REQUEST_BYTES or not self.has_room:
+                return
+            try:
                 super().handleContentChunk(data)
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
+                self.has_room = False
+                self.content = BytesIO()
 
         def process(self) -> Any:
+            if not self.has_room:
+                for message in no_room(
+                    (name, value)
+                    for name, values in self.requestHeaders.getAllRawHeaders()
+                    for value in values
+                ):
+                    self.handle_reply(message)
+                return None
             if self.requestHeaders.hasHeader(b"Transfer-Encoding"):
                 # It came in chunks without a length; it is whole now, and Django wants to know.
                 self.requestHeaders.removeHeader(b"Transfer-Encoding")

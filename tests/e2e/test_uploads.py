@@ -30,15 +30,6 @@ HEAD = (
 TAIL = f"\r\n--{MARK}--\r\n".encode()
 
 
-@pytest.fixture(scope="module")
-def own_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A web server whose memory no other test has used."""
-    running = Site(tmp_path_factory.mktemp("uploads"), STUDIO_DEVICES="none")
-    running.start()
-    yield running
-    running.stop()
-
-
 @contextmanager
 def _peak(site: Site) -> Iterator[list[int]]:
     """Watch the web process's memory all along; the list holds the peak in bytes."""
@@ -90,12 +81,12 @@ def _requests(files: dict[str, bytes]) -> Iterator[dict[str, bytes]]:
 
 
 def test_five_people_uploading_sixty_pictures_each_keep_the_web_process_small(
-    own_site: Site,
+    web_site: Site,
 ) -> None:
     photographs = _photographs()
     assert all(0.7e6 < len(content) < 1.5e6 for content in photographs)
     files = {f"{index:02}.jpg": content for index, content in enumerate(photographs)}
-    people = [own_site.user() for _ in range(USERS)]
+    people = [web_site.user() for _ in range(USERS)]
     wish = {"name": "holiday", "type": "image"}
     datasets = [person.call("POST", "/api/datasets/", wish)["id"] for person in people]
     at_once = threading.Barrier(USERS)
@@ -106,7 +97,7 @@ def test_five_people_uploading_sixty_pictures_each_keep_the_web_process_small(
             answer = person.upload(dataset, request)
             assert len(answer["created"]) == len(request), answer["rejected"]
 
-    with _peak(own_site) as peak, ThreadPoolExecutor(USERS) as pool:
+    with _peak(web_site) as peak, ThreadPoolExecutor(USERS) as pool:
         list(pool.map(upload, people, datasets))
     for person, dataset in zip(people, datasets, strict=True):
         assert person.call("GET", f"/api/datasets/{dataset}")["num_items"] == PICTURES
@@ -135,11 +126,11 @@ def _send(
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "in chunks"])
 def test_a_request_of_300_megabytes_is_refused_and_never_held(
-    own_site: Site, chunked: bool
+    web_site: Site, chunked: bool
 ) -> None:
-    person = own_site.user()
+    person = web_site.user()
     dataset = person.call("POST", "/api/datasets/", {"name": "huge", "type": "image"})["id"]
-    with _peak(own_site) as peak:
+    with _peak(web_site) as peak:
         body = [HEAD, *[MEGABYTE] * 300, TAIL]
         status, problem = _send(person, dataset, body, chunked=chunked)
     assert (status, problem["code"]) == (413, "request_too_large")
@@ -148,8 +139,8 @@ def test_a_request_of_300_megabytes_is_refused_and_never_held(
     assert person.call("GET", f"/api/datasets/{dataset}")["num_items"] == 0
 
 
-def test_a_picture_sent_in_chunks_without_a_length_is_taken(own_site: Site) -> None:
-    person = own_site.user()
+def test_a_picture_sent_in_chunks_without_a_length_is_taken(web_site: Site) -> None:
+    person = web_site.user()
     dataset = person.call("POST", "/api/datasets/", {"name": "piped", "type": "image"})["id"]
     file = io.BytesIO()
     Image.new("RGB", (64, 64), "teal").save(file, "PNG")
