@@ -221,7 +221,7 @@ def load_checkpoint(
         if written != [_describe(folder, name) for name in _file_names(parameters, request)]:
             raise CorruptFileError("its files are not those that were written")
         state = json.loads((folder / _STATE).read_bytes())
-        if state["format"] != _FORMAT or state["identity"] != request.identity:
+        if state["format"] != _FORMAT or state["identity"] not in request.identities:
             raise CorruptFileError("it belongs to another run")
         if request.config.tune == "unet":
             result = read_networks(folder, parameters)

@@ -15,8 +15,9 @@ import torch
 
 from models_app.architectures import get_architecture
 from models_app.loading import load_components
-from training_app.trainer.adapters import add_adapters
+from training_app.trainer.adapters import ADAPTER_NAME, add_adapters
 from training_app.trainer.config import TrainingConfig
+from training_app.trainer.fused_adapters import fuse_adapters
 from training_app.trainer.request import TrainingRequest
 
 
@@ -94,7 +95,9 @@ class Learner:
         """Lets a network learn, and says which of its weights do."""
         network = self.networks[component]
         if not self._is_whole:
-            return add_adapters(network, self._config, component)
+            parameters = add_adapters(network, self._config, component)
+            fuse_adapters(network, ADAPTER_NAME)
+            return parameters
         network.requires_grad_(True)
         return {f"{component}.{name}": value for name, value in network.named_parameters()}
 

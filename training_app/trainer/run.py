@@ -54,8 +54,8 @@ def run(channel: Channel, values: Mapping[str, Any]) -> None:
         values: The request as it came over the pipe.
 
     Raises:
-        ChildError: ``model_incompatible``, ``non_finite_loss``, ``out_of_memory`` or
-            ``internal`` (a request that the site should not have sent).
+        ChildError: ``model_incompatible``, ``non_finite_loss``, ``out_of_memory``,
+            ``checkpoint_gone`` or ``internal`` (a request that the site should not have sent).
         OSError: If files cannot be read or written.
     """
     reporter = Reporter(channel)
@@ -134,6 +134,9 @@ def _load(
     if checkpoint is not None:
         training.restore(checkpoint)
         reporter.note("resumed", step=checkpoint.step)
+    elif request.extends:
+        # Without the run before, this would be another training.
+        raise ChildError("checkpoint_gone")
     elif request.resume_folder is not None:
         reporter.note("started_anew")
     return training, Previewer(request, training.learner, training.prompts, prompts, reporter)
