@@ -23,7 +23,7 @@ import torch
 from models_app.architectures import Conditioning, encode_prompts, get_architecture
 from models_app.loading import load_components
 from training_app.trainer.buckets import Bucket
-from training_app.trainer.dataset import Example, read_pixels, size_conditioning
+from training_app.trainer.dataset import Example, read_pixels
 from training_app.trainer.files import (
     CorruptFileError,
     hash_component,
@@ -46,13 +46,11 @@ class LatentBank:
     Attributes:
         mean: Scaled means (V, C, h, w) by bucket.
         std: Scaled standard deviations, as :attr:`mean`.
-        sizes: (V, 6) what ``dataset.size_conditioning`` says of each variant, fp32.
         rows: Where the variants of each picture of the manifest lie in its bucket.
     """
 
     mean: dict[Bucket, torch.Tensor]
     std: dict[Bucket, torch.Tensor]
-    sizes: dict[Bucket, torch.Tensor]
     rows: tuple[range, ...]
 
 
@@ -141,9 +139,19 @@ def _encode_picture(vae: Any, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def cache_latents(
-    examples: Sequence[Example], request: TrainingRequest, reporter: Reporter
+    examples: Sequence[Example],
+    request: TrainingRequest,
+    reporter: Reporter,
+    *,
+    done_before: int = 0,
 ) -> LatentBank:
     """Encodes every picture that is not in the cache yet, and loads them all.
+
+    Args:
+        examples: The pictures.
+        request: The run.
+        reporter: Is told how far it is and asked whether to stop.
+        done_before: What the phase has counted before this.
 
     Raises:
         StopRun: If the run shall stop.
@@ -156,7 +164,7 @@ def cache_latents(
     for number, example in enumerate(examples):
         of_bucket = found.setdefault(example.bucket, [])
         rows.append(range(len(of_bucket), len(of_bucket) + len(example.variants)))
-        for variant, sizes in zip(example.variants, size_conditioning(example), strict=True):
+        for variant in example.variants:
             reporter.raise_if_stopped()
             key = (example.image.pixel_sha256, example.bucket, variant, vae_hash)
             path = _file(request, "latents", *key)
@@ -164,15 +172,15 @@ def cache_latents(
             if tensors is None:
                 tensors = _encode_picture(networks.get()["vae"], read_pixels(example, variant))
                 write_checked_tensors(path, tensors)
-            of_bucket.append(tensors | {"sizes": torch.tensor(sizes, dtype=torch.float32)})
-        reporter.phase("caching", number + 1, len(examples))
+            of_bucket.append(tensors)
+        reporter.phase("caching", done_before + number + 1, done_before + len(examples))
     networks.free()
     stacked = {
         name: {
             bucket: torch.stack([entry[name] for entry in entries]).to(request.device)
             for bucket, entries in found.items()
         }
-        for name in ("mean", "std", "sizes")
+        for name in ("mean", "std")
     }
     return LatentBank(**stacked, rows=tuple(rows))
 
@@ -193,11 +201,9 @@ def cache_prompts(
         OSError: If the cache cannot be written.
     """
     family = get_architecture(request.architecture)
-    tokenizers = [name for name in family.classes if name.startswith("tokenizer")]
-    networks = _Networks(request, (*family.text_encoders, *tokenizers))
-    hashes = [
-        hash_component(request.base_folder / name) for name in (*family.text_encoders, *tokenizers)
-    ]
+    components = (*family.text_encoders, *family.tokenizers)
+    networks = _Networks(request, components)
+    hashes = [hash_component(request.base_folder / name) for name in components]
     unique = list(dict.fromkeys(["", *prompts]))
     entries = []
     for prompt in unique:
@@ -209,6 +215,8 @@ def cache_prompts(
                 conditioning = encode_prompts(family, networks.get(), [prompt])
             tensors = {name: value[0].cpu() for name, value in conditioning.tensors.items()}
             write_checked_tensors(path, tensors)
+        if not prompt and family.has_zero_unconditional:
+            tensors = {name: torch.zeros_like(value) for name, value in tensors.items()}
         entries.append(tensors)
     networks.free()
     stacked = {

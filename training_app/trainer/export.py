@@ -63,7 +63,11 @@ def describe(
     """The words of the header."""
     config, given = request.config, request.metadata
     family = get_architecture(request.architecture)
-    settings = {f"unet.{k}": v for k, v in adapter_settings(config).items()}
+    settings = {
+        f"{component}.{name}": value
+        for component in sorted({name.partition(".")[0] for name in weights})
+        for name, value in adapter_settings(config, component).items()
+    }
     words: dict[str, Any] = {
         "format": "pt",
         _ADAPTER_METADATA: json.dumps(settings, sort_keys=True),

@@ -228,7 +228,7 @@ def test_what_cannot_be_used_is_named(field: str, value: Any, code: str) -> None
     assert error.value.message
 
 
-@pytest.mark.parametrize("architecture", ["svd", "sdxl", "flux", ""])
+@pytest.mark.parametrize("architecture", ["svd", "flux", ""])
 def test_a_family_that_cannot_be_trained_is_refused(architecture: str) -> None:
     with pytest.raises(ConfigError) as error:
         _resolve(architecture=architecture)
