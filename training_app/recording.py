@@ -172,5 +172,5 @@ def _entries(message: Message) -> Iterator[dict[str, Any]]:
         if isinstance(part, dict):
             yield from _entries(part)
         else:
-            step, loss, learning_rate = part
+            step, loss, learning_rate, *_ = part
             yield {"step": step, "loss": loss, "learning_rate": learning_rate}

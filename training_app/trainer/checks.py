@@ -43,7 +43,7 @@ def report_problems(
 def _count_too_long(prompts: Iterable[str], request: TrainingRequest) -> int:
     """How many prompts have an end that no text encoder of the base model sees."""
     family = get_architecture(request.architecture)
-    names = [name for name in family.classes if name.startswith("tokenizer")]
+    names = family.tokenizers
     parts = load_components(request.base_folder, request.architecture, only=names)
     return sum(
         any(len(parts[n](prompt).input_ids) > parts[n].model_max_length for n in names)

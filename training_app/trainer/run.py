@@ -11,7 +11,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,10 @@ from training_app.trainer.checks import report_problems
 from training_app.trainer.class_images import ClassImages
 from training_app.trainer.config import ConfigError
 from training_app.trainer.dataset import Example, make_examples
-from training_app.trainer.export import export_lora, verify_export
+from training_app.trainer.export import RenderSettings, export_lora, verify_export
 from training_app.trainer.files import CorruptFileError
 from training_app.trainer.folder_export import export_folder, verify_folder
+from training_app.trainer.kohya import export_kohya
 from training_app.trainer.learner import compute_dtype
 from training_app.trainer.loop import sample_now
 from training_app.trainer.memory import settle_checkpointing
@@ -44,6 +45,7 @@ from training_app.trainer.training import Training
 from training_app.trainer.validation import take_best
 
 WEIGHTS_NAME = "adapter.safetensors"
+KOHYA_NAME = "adapter.kohya.safetensors"
 FOLDER_NAME = "model"
 #: On a CPU in fp32 the exported file must give the trained network's own picture.
 EXPORT_TOLERANCE = 2 / 255
@@ -231,7 +233,8 @@ def _save(
     """
     request, step = training.request, training.step
     is_folder = request.config.tune == "unet"
-    path = request.output_folder / (FOLDER_NAME if is_folder else WEIGHTS_NAME)
+    names = [FOLDER_NAME] if is_folder else [WEIGHTS_NAME, KOHYA_NAME]
+    paths = [request.output_folder / name for name in names]
     weights = {name: value.detach().cpu() for name, value in training.learner.weights().items()}
     settings = previewer.settings[0]
     # The plain pipeline gets the memory of the trained network.
@@ -239,30 +242,27 @@ def _save(
     previewer.release()
     gc.collect()
     if is_folder:
-        export_folder(path, weights, request)
+        export_folder(paths[0], weights, request)
     else:
-        export_lora(path, weights, request, step)
-    dtype = compute_dtype(request.config, request.device)
+        export_lora(paths[0], weights, request, step)
+        export_kohya(paths[1], weights, request, step)
     try:
-        pixels = (verify_folder if is_folder else verify_export)(
-            path,
-            weights,
-            request,
-            settings,
-            dtype=dtype,
-            on_step=lambda: reporter.raise_if_stopped(step),
+        pictures = _prove(
+            paths, weights, request, settings, lambda: reporter.raise_if_stopped(step)
         )
         own = [sample.pixels for sample in samples if sample.index == 0]
-        if own and request.device == "cpu" and dtype == torch.float32:
-            _require_same_picture(pixels, own[0])
+        if own and request.device == "cpu" and _dtype(request) == torch.float32:
+            for pixels in pictures:
+                _require_same_picture(pixels, own[0])
     except CorruptFileError:
-        shutil.rmtree(path, ignore_errors=True)
-        path.unlink(missing_ok=True)
+        for path in paths:
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
         raise
     return {
         "layout": "folder" if is_folder else "file",
-        "weights": str(path),
-        "kohya": None,
+        "weights": str(paths[0]),
+        "kohya": None if is_folder else str(paths[1]),
         "step": step,
         # Their prompts have been told; many long ones would not fit into a line.
         "samples": [
@@ -270,6 +270,24 @@ def _save(
             for sample in samples
         ],
     }
+
+
+def _dtype(request: TrainingRequest) -> torch.dtype:
+    return compute_dtype(request.config, request.device)
+
+
+def _prove(
+    paths: Sequence[Path],
+    weights: Mapping[str, torch.Tensor],
+    request: TrainingRequest,
+    settings: RenderSettings,
+    on_step: Callable[[], None],
+) -> list[np.ndarray]:
+    """A picture made with each of the files or with the folder that was written."""
+    dtype = _dtype(request)
+    if request.config.tune == "unet":
+        return [verify_folder(paths[0], weights, request, settings, dtype=dtype, on_step=on_step)]
+    return verify_export(paths, weights, request, settings, dtype=dtype, on_step=on_step)
 
 
 def _require_same_picture(pixels: np.ndarray, own: np.ndarray) -> None:

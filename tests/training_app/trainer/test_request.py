@@ -40,9 +40,9 @@ def test_a_setting_that_cannot_be_used_is_named(make_request: MakeRequest) -> No
 
 def test_settings_of_another_method_are_named(make_request: MakeRequest) -> None:
     with pytest.raises(ConfigError, match="tune"):
-        TrainingRequest.from_dict(make_request(method="full"))
+        TrainingRequest.from_dict(make_request() | {"method": "full"})
     with pytest.raises(ConfigError, match="method"):
-        TrainingRequest.from_dict(make_request(method="magic"))
+        TrainingRequest.from_dict(make_request() | {"method": "magic"})
 
 
 def test_only_what_decides_the_weights_decides_the_identity(make_request: MakeRequest) -> None:

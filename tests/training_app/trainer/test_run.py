@@ -16,6 +16,7 @@ from PIL import Image
 
 import training_app.trainer.preview as preview
 import training_app.trainer.run as run_module
+from models_app.inspection import inspect_adapter
 from studio_project.child_protocol import ChildError
 from tests.tiny import make_tiny_sd
 from tests.training_app.trainer.conftest import Finished, Recorder
@@ -36,7 +37,10 @@ def test_a_run_tells_its_whole_story(train: Train, tmp_path: Path) -> None:
     assert {message["step"] for message in recorder.of("checkpoint")} == {2, 4, 6, 8, 10, 12}
     done = recorder.last
     assert done["type"] == "done"
-    assert Path(done["outputs"]["weights"]).exists()
+    outputs = done["outputs"]
+    assert (outputs["layout"], outputs["step"]) == ("file", 12)
+    layouts = [inspect_adapter(Path(outputs[name])).layout for name in ("weights", "kohya")]
+    assert layouts == ["diffusers", "kohya"]
     assert done["metrics"]["steps"] == 12
     assert done["metrics"]["peak_memory_bytes"] > 1e7
     for message in recorder.messages:
