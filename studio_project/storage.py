@@ -25,9 +25,8 @@ from django.core.files.storage import FileSystemStorage, default_storage
 from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
 from django.utils.http import content_disposition_header
-from django.utils.translation import gettext as _
 
-from studio_project.api import Problem
+from studio_project.api import disk_full, is_disk_full
 
 CHUNK_BYTES = 256 * 1024
 _KEY = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
@@ -65,7 +64,7 @@ def save(key: str, source: Path | BinaryIO | bytes) -> int:
                 return _write(key, handle)
         return _write(key, BytesIO(source) if isinstance(source, bytes) else source)
     except OSError as error:
-        if error.errno in (28, 27, 122):  # ENOSPC, EFBIG, EDQUOT
+        if is_disk_full(error):
             raise disk_full() from error
         raise
 
@@ -87,6 +86,39 @@ def _write(key: str, handle: BinaryIO) -> int:
     finally:
         aside.unlink(missing_ok=True)
     return path.stat().st_size
+
+
+def copy(source: str, key: str) -> None:
+    """Put a stored file under a second key.
+
+    What lies under a key never changes, so on a disk both keys share the content and it takes no
+    room; on S3 the server copies.
+
+    Raises:
+        FileNotFoundError: Nothing lies under the first key.
+        Problem: `disk_full`; nothing is left behind.
+    """
+    root = _root()
+    if root is None:
+        _copy_on_s3(checked(source), checked(key))
+        return
+    target = root / checked(key)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(root / checked(source))
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without links
+        save(key, root / source)
+
+
+def _copy_on_s3(source: str, key: str) -> None:
+    bucket = default_storage.bucket  # type: ignore[attr-defined]
+    location = default_storage.location  # type: ignore[attr-defined]
+    names = [f"{location}/{name}".strip("/") for name in (source, key)]
+    if not exists(source):
+        raise FileNotFoundError(source)
+    bucket.copy({"Bucket": bucket.name, "Key": names[0]}, names[1])
 
 
 def open_key(key: str) -> BinaryIO:
@@ -176,16 +208,6 @@ def require_free_space(extra_bytes: int = 0) -> None:
     """
     if not free_space_ok(extra_bytes):
         raise disk_full()
-
-
-def disk_full() -> Problem:
-    """Return the one problem that says there is no room."""
-    return Problem(
-        "disk_full",
-        _("The site's disk is full, so nothing was stored."),
-        status=507,
-        hint=_("Delete what is no longer needed, or ask an administrator for more space."),
-    )
 
 
 # --- answers ------------------------------------------------------------------------------------

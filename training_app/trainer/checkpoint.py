@@ -271,7 +271,7 @@ def load_checkpoint(
         written = json.loads((folder / MANIFEST).read_bytes())["files"]
         if written != [_describe(folder, name) for name in sorted(names)]:
             raise CorruptFileError("its files are not those that were written")
-        if state["format"] != _FORMAT or state["identity"] != request.identity:
+        if state["format"] != _FORMAT or state["identity"] not in request.identities:
             raise CorruptFileError("it belongs to another run")
         result, has_average = read_weights(folder, request, parameters), request.config.use_ema
         return Checkpoint(

@@ -64,7 +64,7 @@ def train(
         save_first: Whether where it stands is worth a checkpoint.
 
     Raises:
-        StopRun: If the run shall stop; for ``pause`` and ``yield`` a checkpoint was made.
+        StopRun: If the run shall stop; unless it was canceled a checkpoint was made.
         ChildError: ``non_finite_loss``.
         OSError: If a checkpoint cannot be written.
     """
@@ -76,7 +76,7 @@ def train(
         reporter.phase("training")
         if how := reporter.stop_requested():
             meter.tell(training.step, reporter)
-            if how in ("pause", "yield") and training.step > saved_step:
+            if how in ("pause", "yield", "keep") and training.step > saved_step:
                 checkpoint_now(training, meter, request, reporter)
             if how == "keep" and training.step > 0:
                 reporter.keep()

@@ -76,6 +76,7 @@ class TrainingRequest:
         output_folder: Where weights, samples and checkpoints go.
         cache_folder: Where latents and prompt embeddings are kept between runs.
         resume_folder: A checkpoint, or a folder of them, to go on from.
+        extends: Steps of the finished run that this one makes longer; 0 if it is none.
         device: ``cpu``, ``cuda:0``, ``mps``.
         threads: CPU threads of torch; 0 leaves the library's choice.
         checkpoint_seconds: Longest time between two checkpoints.
@@ -91,6 +92,7 @@ class TrainingRequest:
     output_folder: Path
     cache_folder: Path
     resume_folder: Path | None
+    extends: int
     device: str
     threads: int
     checkpoint_seconds: float
@@ -124,6 +126,7 @@ class TrainingRequest:
             output_folder=Path(values["output_folder"]),
             cache_folder=Path(values["cache_folder"]),
             resume_folder=Path(resume) if resume else None,
+            extends=int(values.get("extends") or 0),
             device=str(values.get("device") or "cpu"),
             threads=int(values.get("threads") or 0),
             checkpoint_seconds=float(values.get("checkpoint_seconds") or 120),
@@ -133,7 +136,16 @@ class TrainingRequest:
     @property
     def identity(self) -> str:
         """Hash of what decides the weights: only an equal run may go on from a checkpoint."""
-        config = self.config.as_dict()
+        return self._identity(self.config.max_train_steps)
+
+    @property
+    def identities(self) -> frozenset[str]:
+        """The runs whose checkpoints this one may go on from: itself, and the one it extends."""
+        before = self.extends or self.config.max_train_steps
+        return frozenset({self.identity, self._identity(before)})
+
+    def _identity(self, max_train_steps: int) -> str:
+        config = self.config.as_dict() | {"max_train_steps": max_train_steps}
         for name in _WITHOUT_INFLUENCE:
             config.pop(name)
         images = [[image.pixel_sha256, image.caption, image.repeats] for image in self.images]

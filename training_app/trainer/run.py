@@ -40,7 +40,7 @@ from training_app.trainer.memory import settle_checkpointing
 from training_app.trainer.preview import Previewer, Sample, choose_prompts
 from training_app.trainer.recovery import Adjustments, is_out_of_memory
 from training_app.trainer.reporting import Channel, Reporter, StopRun
-from training_app.trainer.request import TrainingImage, TrainingRequest
+from training_app.trainer.request import TrainingRequest
 from training_app.trainer.training import Training
 from training_app.trainer.validation import take_best
 
@@ -59,8 +59,8 @@ def run(channel: Channel, values: Mapping[str, Any]) -> None:
         values: The request as it came over the pipe.
 
     Raises:
-        ChildError: ``model_incompatible``, ``non_finite_loss``, ``out_of_memory`` or
-            ``internal`` (a request that the site should not have sent).
+        ChildError: ``model_incompatible``, ``non_finite_loss``, ``out_of_memory``,
+            ``checkpoint_gone`` or ``internal`` (a request that the site should not have sent).
         OSError: If files cannot be read or written.
     """
     reporter = Reporter(channel)
@@ -86,7 +86,7 @@ def _run(request: TrainingRequest, reporter: Reporter) -> None:
     if request.threads > 0:
         torch.set_num_threads(request.threads)
     request.output_folder.mkdir(parents=True, exist_ok=True)
-    examples = make_examples(captioned(request), request.config)
+    examples = make_examples(request.images, request.config)
     if request.resume_folder is None:
         report_problems(examples, request, reporter)
 
@@ -112,14 +112,6 @@ def _run(request: TrainingRequest, reporter: Reporter) -> None:
         outputs=outputs,
         metrics=metrics | {"peak_memory_bytes": _peak_memory_bytes(request.device)},
     )
-
-
-def captioned(request: TrainingRequest) -> list[TrainingImage]:
-    """The pictures; in DreamBooth those without a caption have the instance prompt."""
-    return [
-        image if image.caption.strip() else replace(image, caption=request.config.instance_prompt)
-        for image in request.images
-    ]
 
 
 @dataclass(frozen=True)
@@ -192,6 +184,9 @@ def _begin(
         training.adjustments = adjustments
     elif checkpoint is not None:
         reporter.note("resumed", step=checkpoint.step)
+    elif request.extends:
+        # Without the run before, this would be another training.
+        raise ChildError("checkpoint_gone")
     elif resume_folder is not None:
         reporter.note("started_anew")
     settle_checkpointing(training, request.config.gradient_checkpointing, request.device)
