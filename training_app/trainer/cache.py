@@ -20,10 +20,15 @@ from typing import Any
 
 import torch
 
-from models_app.architectures import Conditioning, encode_prompts, get_architecture
+from models_app.architectures import (
+    Architecture,
+    Conditioning,
+    encode_prompts,
+    get_architecture,
+)
 from models_app.loading import load_components
 from training_app.trainer.buckets import Bucket
-from training_app.trainer.dataset import Example, read_pixels
+from training_app.trainer.dataset import Example, Variant, read_pixels
 from training_app.trainer.files import (
     CorruptFileError,
     hash_component,
@@ -46,11 +51,14 @@ class LatentBank:
     Attributes:
         mean: Scaled means (V, C, h, w) by bucket.
         std: Scaled standard deviations, as :attr:`mean`.
+        sizes: (V, …) what the denoiser is told of each variant's size and crop, fp32; empty
+            if the family's denoiser knows no sizes.
         rows: Where the variants of each picture of the manifest lie in its bucket.
     """
 
     mean: dict[Bucket, torch.Tensor]
     std: dict[Bucket, torch.Tensor]
+    sizes: dict[Bucket, torch.Tensor]
     rows: tuple[range, ...]
 
 
@@ -138,6 +146,18 @@ def _encode_picture(vae: Any, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
+def _describe_sizes(
+    family: Architecture, example: Example, variant: Variant
+) -> dict[str, torch.Tensor]:
+    if family.size_ids is None:
+        return {}
+    image, bucket = example.image, example.bucket
+    numbers = family.size_ids(
+        (image.width, image.height), (variant.left, variant.top), (bucket.width, bucket.height)
+    )
+    return {"sizes": torch.tensor(numbers, dtype=torch.float32)}
+
+
 def cache_latents(
     examples: Sequence[Example],
     request: TrainingRequest,
@@ -157,6 +177,7 @@ def cache_latents(
         StopRun: If the run shall stop.
         OSError: If a picture cannot be read or the cache cannot be written.
     """
+    family = get_architecture(request.architecture)
     networks = _Networks(request, ("vae",))
     vae_hash = hash_component(request.base_folder / "vae")
     found: dict[Bucket, list[dict[str, torch.Tensor]]] = {}
@@ -172,15 +193,16 @@ def cache_latents(
             if tensors is None:
                 tensors = _encode_picture(networks.get()["vae"], read_pixels(example, variant))
                 write_checked_tensors(path, tensors)
-            of_bucket.append(tensors)
+            of_bucket.append(tensors | _describe_sizes(family, example, variant))
         reporter.phase("caching", done_before + number + 1, done_before + len(examples))
     networks.free()
     stacked = {
         name: {
             bucket: torch.stack([entry[name] for entry in entries]).to(request.device)
             for bucket, entries in found.items()
+            if name in entries[0]
         }
-        for name in ("mean", "std")
+        for name in ("mean", "std", "sizes")
     }
     return LatentBank(**stacked, rows=tuple(rows))
 

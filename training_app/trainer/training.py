@@ -36,7 +36,6 @@ from training_app.trainer.randomness import (
 )
 from training_app.trainer.recovery import Adjustments
 from training_app.trainer.request import TrainingRequest
-from training_app.trainer.sizes import make_size_ids
 
 
 class StepResult(NamedTuple):
@@ -121,7 +120,6 @@ class Training:
         texts = [text for example in together for text in example.prompts]
         self.prompts = prompts or LivePrompts(self.request, self.learner.networks, texts)
         self._places = [[self.prompts.places[text] for text in each.prompts] for each in together]
-        self._size_ids = make_size_ids(self._family, together, self.request.device)
         self._class_members = {
             bucket: [n for n in range(len(examples), len(together)) if self.buckets[n] == bucket]
             for bucket in set(self.buckets)
@@ -201,8 +199,8 @@ class Training:
             torch.device(device).type, self._dtype, enabled=self._dtype != torch.float32
         ):
             tensors = dict(self.prompts.pick(places.to(device)).tensors)
-            if self._size_ids is not None:
-                tensors["time_ids"] = self._size_ids[bucket][rows]
+            if bucket in self.latents.sizes:
+                tensors["time_ids"] = self.latents.sizes[bucket][rows]
             model_pred = self.learner.denoiser(
                 noisy_latents.to(self._dtype),
                 timesteps,

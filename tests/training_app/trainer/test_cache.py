@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 import training_app.trainer.cache as cache
-from models_app.architectures import get_architecture
 from models_app.loading import load_components
 from tests.training_app.trainer.conftest import Recorder
 from training_app.trainer.buckets import Bucket
@@ -20,7 +19,6 @@ from training_app.trainer.cache import LatentBank, PromptBank, cache_latents, ca
 from training_app.trainer.dataset import make_examples, read_pixels
 from training_app.trainer.reporting import Reporter, StopRun
 from training_app.trainer.request import TrainingRequest
-from training_app.trainer.sizes import make_size_ids
 
 SQUARE = Bucket(64, 64)
 MakeRequest = Callable[..., dict[str, Any]]
@@ -111,31 +109,31 @@ def test_mirrored_pictures_are_variants(make_request: MakeRequest) -> None:
 
 
 def test_every_crop_is_cached_once_and_says_where_it_was_cut(
-    make_request: MakeRequest, images: list[dict[str, Any]], tmp_path: Path, loads: Loads
+    make_request: MakeRequest,
+    images: list[dict[str, Any]],
+    sdxl_folder: Path,
+    tmp_path: Path,
+    loads: Loads,
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 160, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     wide = images[0] | {"path": str(tmp_path / "wide.png"), "pixel_sha256": "wide", "width": 160}
     config = {"crop": "random", "crop_variants": 3, "flip": True}
-    request = make_request(config, images=[wide, images[1]])
-    latents, _ = _fill(request)
+    changes = {"images": [wide, images[1]], "base_folder": str(sdxl_folder)}
+    changes |= {"architecture": "sdxl"}
+    latents, _ = _fill(make_request(config, **changes))
     # The square picture leaves no room: it has one crop.
     assert latents.rows == (range(6), range(6, 8))
-    parsed = TrainingRequest.from_dict(request)
-    examples = make_examples(parsed.images, parsed.config)
-    all_sizes = make_size_ids(get_architecture("sdxl"), examples, "cpu")
-    assert all_sizes is not None
-    sizes = all_sizes[SQUARE]
+    sizes = latents.sizes[SQUARE]
     assert sizes.shape == (8, 6)
     assert sizes[6:].tolist() == [[64, 64, 0, 0, 64, 64]] * 2
     lefts = sizes[:6, 3].tolist()
     assert len(set(lefts[:3])) == 3 and all(0 <= left <= 96 for left in lefts)
     assert [96 - left for left in lefts[:3]] == lefts[3:]
     assert sizes[0].tolist() == [64, 160, 0, lefts[0], 64, 64]
-    assert make_size_ids(get_architecture("sd1"), examples, "cpu") is None
     first = latents.mean[SQUARE]
     # Another seed trains on the same crops.
-    again, _ = _fill(make_request(config | {"seed": 5}, images=[wide, images[1]]))
+    again, _ = _fill(make_request(config | {"seed": 5}, **changes))
     assert torch.equal(again.mean[SQUARE], first)
     assert loads.count(("vae",)) == 1
 

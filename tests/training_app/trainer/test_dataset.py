@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training_app.trainer.buckets import Bucket
+from training_app.trainer.buckets import Bucket, cover_size
 from training_app.trainer.config import TrainingConfig, resolve_config
 from training_app.trainer.dataset import (
     Example,
@@ -102,6 +102,10 @@ def test_examples_know_bucket_prompts_and_variants() -> None:
     assert example.prompts == (example.prompt,) == ("zorp, a dog",)
     assert example.bucket == Bucket(704, 320) or example.bucket.width > example.bucket.height
     assert [variant.mirrored for variant in example.variants] == [False, True]
+    left, top = example.variants[0].left, example.variants[0].top
+    covered = cover_size(1000, 500, example.bucket)
+    assert left == (covered[0] - example.bucket.width) // 2
+    assert top == (covered[1] - example.bucket.height) // 2
 
 
 def test_random_crops_are_those_parts_of_the_picture(tmp_path: Path) -> None:
