@@ -23,8 +23,8 @@ from training_app.trainer.request import TrainingRequest
 
 def compute_dtype(config: TrainingConfig, device: str) -> torch.dtype:
     """What the networks compute in; what learns is fp32 in any case."""
-    if config.mixed_precision == "bf16":
-        return torch.bfloat16
+    if config.mixed_precision in ("bf16", "fp16"):
+        return torch.bfloat16 if config.mixed_precision == "bf16" else torch.float16
     if config.mixed_precision == "auto" and device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.float32
