@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from training_app.trainer.memory import settle_checkpointing
 from training_app.trainer.preview import Previewer, Sample, choose_prompts
 from training_app.trainer.recovery import Adjustments, is_out_of_memory
 from training_app.trainer.reporting import Channel, Reporter, StopRun
-from training_app.trainer.request import TrainingImage, TrainingRequest
+from training_app.trainer.request import TrainingRequest
 from training_app.trainer.training import Training
 from training_app.trainer.validation import take_best
 
@@ -86,7 +86,7 @@ def _run(request: TrainingRequest, reporter: Reporter) -> None:
     if request.threads > 0:
         torch.set_num_threads(request.threads)
     request.output_folder.mkdir(parents=True, exist_ok=True)
-    examples = make_examples(captioned(request), request.config)
+    examples = make_examples(request.images, request.config)
     if request.resume_folder is None:
         report_problems(examples, request, reporter)
 
@@ -112,14 +112,6 @@ def _run(request: TrainingRequest, reporter: Reporter) -> None:
         outputs=outputs,
         metrics=metrics | {"peak_memory_bytes": _peak_memory_bytes(request.device)},
     )
-
-
-def captioned(request: TrainingRequest) -> list[TrainingImage]:
-    """The pictures; in DreamBooth those without a caption have the instance prompt."""
-    return [
-        image if image.caption.strip() else replace(image, caption=request.config.instance_prompt)
-        for image in request.images
-    ]
 
 
 @dataclass(frozen=True)
