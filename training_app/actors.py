@@ -16,6 +16,7 @@ from typing import Any
 import dramatiq
 from django.conf import settings
 
+from models_app.folders import INDEX_NAME
 from models_app.models import DiffusionModel
 from studio_project import storage
 from studio_project.api import Problem
@@ -140,9 +141,11 @@ def _usable_base(job: TrainingJob) -> DiffusionModel:
     if job.epoch == 1 and not usable:
         raise RefusedError("model_unavailable", model=job.base_model_name)
     try:
-        base.weights_folder()
+        folder = base.weights_folder()
     except OSError as error:
         raise RefusedError("model_unavailable", model=job.base_model_name) from error
+    if not (folder / INDEX_NAME).is_file():  # deleted, and swept
+        raise RefusedError("model_unavailable", model=job.base_model_name)
     return base
 
 
