@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,14 +71,20 @@ def read_contents(folder: Path, report: FolderReport) -> FolderContents:
         size, digest = path.stat().st_size, sha256_of(path)
         files.append({"name": file.target, "size": size, "sha256": digest})
     files.sort(key=lambda entry: str(entry["name"]))
-    lines = "".join(f"{entry['sha256']}  {entry['name']}\n" for entry in files)
     return FolderContents(
         files=tuple(files),
         sources=sources,
         index=index,
-        sha256=hashlib.sha256(lines.encode()).hexdigest(),
+        sha256=folder_sha256(files),
         size_bytes=sum(entry["size"] for entry in files),
     )
+
+
+def folder_sha256(files: Collection[Mapping[str, Any]]) -> str:
+    """Return the hash that stands for a folder: of its files' hashes in the order of names."""
+    ordered = sorted(files, key=lambda entry: str(entry["name"]))
+    lines = "".join(f"{entry['sha256']}  {entry['name']}\n" for entry in ordered)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Errors are RFC 9457 `application/problem+json` with a stable `code`; what is not
 
 from __future__ import annotations
 
+import base64
 import errno
 import functools
 import hashlib
@@ -208,10 +209,16 @@ class BearerAuthentication(authentication.BaseAuthentication):
     def authenticate(self, request: Request) -> tuple[User, ApiToken] | None:
         """Return the token's owner, None without a token, or refuse a bad one."""
         kind, _sep, secret = request.headers.get("Authorization", "").partition(" ")
-        if kind.lower() != "bearer":
-            return None
-        token = ApiToken.find(secret.strip())
-        if token is None:
+        return self.admit(secret.strip()) if kind.lower() == "bearer" else None
+
+    def admit(self, secret: str, username: str | None = None) -> tuple[User, ApiToken]:
+        """Return the owner of a living token, who is the named user if one is named.
+
+        Raises:
+            AuthenticationFailed: There is no such token.
+        """
+        token = ApiToken.find(secret)
+        if token is None or username not in (None, token.owner.get_username()):
             raise exceptions.AuthenticationFailed(
                 _("This token is not valid, has expired or was revoked."), code="token_invalid"
             )
@@ -223,6 +230,25 @@ class BearerAuthentication(authentication.BaseAuthentication):
     def authenticate_header(self, request: Request) -> str:
         """Name the scheme."""
         return "Bearer"
+
+
+class TokenAsPasswordAuthentication(BearerAuthentication):
+    """HTTP Basic with an API token as the password, for clients that know nothing else.
+
+    The account's own password opens nothing here.
+    """
+
+    def authenticate(self, request: Request) -> tuple[User, ApiToken] | None:
+        """Return the token's owner, None without HTTP Basic, or refuse a bad one."""
+        kind, _sep, encoded = request.headers.get("Authorization", "").partition(" ")
+        if kind.lower() != "basic":
+            return None
+        try:
+            pair = base64.b64decode(encoded.strip(), validate=True).decode()
+        except ValueError:
+            pair = ""
+        username, _sep, secret = pair.partition(":")
+        return self.admit(secret, username)
 
 
 class StrictJSONParser(parsers.BaseParser):

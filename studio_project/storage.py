@@ -88,6 +88,39 @@ def _write(key: str, handle: BinaryIO) -> int:
     return path.stat().st_size
 
 
+def copy(source: str, key: str) -> None:
+    """Put a stored file under a second key.
+
+    What lies under a key never changes, so on a disk both keys share the content and it takes no
+    room; on S3 the server copies.
+
+    Raises:
+        FileNotFoundError: Nothing lies under the first key.
+        Problem: `disk_full`; nothing is left behind.
+    """
+    root = _root()
+    if root is None:
+        _copy_on_s3(checked(source), checked(key))
+        return
+    target = root / checked(key)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(root / checked(source))
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without links
+        save(key, root / source)
+
+
+def _copy_on_s3(source: str, key: str) -> None:
+    bucket = default_storage.bucket  # type: ignore[attr-defined]
+    location = default_storage.location  # type: ignore[attr-defined]
+    names = [f"{location}/{name}".strip("/") for name in (source, key)]
+    if not exists(source):
+        raise FileNotFoundError(source)
+    bucket.copy({"Bucket": bucket.name, "Key": names[0]}, names[1])
+
+
 def open_key(key: str) -> BinaryIO:
     """Open a stored file for reading."""
     return default_storage.open(checked(key), "rb")  # type: ignore[return-value]

@@ -8,18 +8,31 @@ as plain values.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from models_app.architectures import ARCHITECTURES
+from training_app.trainer.fields import (
+    CHECKS,
+    ConfigError,
+    check_number,
+    check_text,
+    choice,
+    number,
+    out_of_range,
+    text,
+)
 from training_app.trainer.presets import (
+    COMMON,
     CONTROL_PROMPT,
+    METHODS,
     PRESETS,
     TINY_CONTROL_PROMPT,
     TINY_NATIVE_SIZE,
+    TUNES,
     Preset,
     find_preset,
 )
@@ -27,38 +40,10 @@ from training_app.trainer.presets import (
 MAXIMUM_SEED = 2**32 - 1
 MAXIMUM_PROMPT = 2000
 RESOLUTION_STEP = 8
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used.
-
-    Attributes:
-        field: Name of the setting.
-        message: A sentence in English.
-        code: ``unknown_field``, ``wrong_type``, ``not_finite``, ``out_of_range``,
-            ``not_a_choice``, ``not_a_multiple``, ``too_long``, ``too_many`` or
-            ``not_trainable``.
-        params: The values of the sentence, for a translation of it.
-    """
-
-    def __init__(self, field: str, message: str, code: str, **params: Any) -> None:
-        super().__init__(f"{field}: {message}")
-        self.field = field
-        self.message = message
-        self.code = code
-        self.params = params
-
-
-def _number(minimum: float, maximum: float) -> Any:
-    return dataclasses.field(metadata={"minimum": minimum, "maximum": maximum})
-
-
-def _choice(*choices: str) -> Any:
-    return dataclasses.field(metadata={"choices": choices})
-
-
-def _text(maximum_length: int) -> Any:
-    return dataclasses.field(metadata={"maximum_length": maximum_length})
+#: From so many pictures on one is held out, and from so many two.
+VALIDATION_FROM = (15, 30)
+#: Prodigy's learning rate is a factor of the one it finds; all others stay below this.
+MAXIMUM_LEARNING_RATE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +57,25 @@ class TrainingConfig:
         preset: What is taught: a ``character``, a ``style`` or an ``object``. It decides
             the defaults of the other fields.
         max_train_steps: Optimizer steps of the whole run.
-        learning_rate: Peak learning rate of AdamW.
+        learning_rate: Peak learning rate; with Prodigy a factor of the one it finds itself.
+        tune: What learns: ``adapters`` beside the frozen layers, or the whole ``unet``.
         rank: Rank of the adapters: how much they can hold.
         alpha: Strength of the adapters; they act with alpha / rank.
+        dropout: Share of the adapters' inputs that is left out at random in training.
+        use_dora: Whether adapters learn the size of each layer's weights apart from their
+            direction (DoRA).
+        train_text_encoder: Whether the text encoders learn too, by adapters or as a whole
+            like the denoiser. Their prompts are then encoded in every step.
+        text_encoder_learning_rate: Peak learning rate of the text encoders.
+        instance_prompt: DreamBooth: the prompt of pictures that have no caption.
+        class_prompt: DreamBooth: the prompt of what the subject is one of.
+        prior_loss_weight: DreamBooth: how much pictures of the class, painted by the base
+            model, count beside the own ones; 0 does without them.
+        num_class_images: How many pictures of the class there are.
+        use_ema: Whether samples and the result show the weights' moving average.
+        ema_decay: Share of the average that each step keeps.
+        gradient_checkpointing: Whether activations are computed twice to save memory;
+            ``auto`` only where the training would not fit the device otherwise.
         train_batch_size: Pictures per micro-batch.
         gradient_accumulation_steps: Micro-batches per optimizer step.
         resolution: Side in pixels of a square with the area that pictures are trained at.
@@ -87,44 +88,88 @@ class TrainingConfig:
         sample_guidance_scale: Guidance of a sample picture.
         lr_scheduler: Shape of the learning rate after the warmup.
         lr_warmup_steps: Steps in which the learning rate rises to its peak.
-        weight_decay: AdamW's weight decay.
+        weight_decay: Decoupled weight decay of the optimizer.
         max_grad_norm: Norm that gradients are clipped to; 0 does not clip.
-        mixed_precision: ``no`` computes in fp32, ``bf16`` in bfloat16; ``auto`` takes bf16
-            on a GPU that has it and fp32 elsewhere. Adapters are always fp32.
+        mixed_precision: ``no`` computes in fp32, ``bf16`` in bfloat16, ``fp16`` in float16
+            with a gradient scaler; ``auto`` takes bf16 on a GPU that has it and fp32
+            elsewhere. Adapters are always fp32.
         flip: Whether every picture is also shown mirrored.
         caption_dropout: Share of captions replaced by the empty prompt, which keeps
             guidance working.
         snr_gamma: Gamma of the min-SNR loss weights; 0 weighs all timesteps alike.
         targets: Layers that get adapters: attention alone, with the feed-forward layers, or
             all of a block, its convolutions too.
+        optimizer: ``adamw``; ``adamw8bit``, which keeps its state in 8 bits; ``prodigy``,
+            which finds the learning rate; ``adafactor``, which keeps hardly any state.
+        loss: ``l2`` is the squared error, ``huber`` is kinder to outliers.
+        huber_delta: Error from which on ``huber`` grows in a line.
+        noise_offset: Strength of noise that is constant over a picture; it lets the model
+            learn very bright and very dark ones.
+        caption_prefix: Words before every caption, after the trigger word.
+        shuffle_captions: Whether the comma-separated tags of captions change their order.
+        keep_tokens: How many tags after the trigger word keep their place.
+        caption_variants: How many orders of the tags each caption is learned in.
+        crop: Which part of a picture that does not fit its size is shown: the ``center``, or
+            ``random`` ones.
+        crop_variants: How many random parts of each picture are learned.
+        validation_images: Pictures that are not learned from but tell how well the others
+            carry over; 0 holds none out.
+        checkpoint_every_steps: Steps between checkpoints; 0 makes it a tenth of the run.
+        choose: The result: the weights of the ``last`` step, or of the checkpoint with the
+            ``best``, that is lowest, held-out loss.
     """
 
-    preset: str = _choice(*PRESETS)
-    max_train_steps: int = _number(1, 100_000)
-    learning_rate: float = _number(1e-7, 0.1)
-    rank: int = _number(1, 256)
-    alpha: float = _number(0.01, 1024)
-    train_batch_size: int = _number(1, 64)
-    gradient_accumulation_steps: int = _number(1, 64)
-    resolution: int = _number(64, 2048)
-    seed: int = _number(0, MAXIMUM_SEED)
-    trigger_word: str = _text(100)
+    preset: str = choice(*PRESETS)
+    max_train_steps: int = number(1, 100_000)
+    learning_rate: float = number(1e-7, 1)
+    tune: str = choice("adapters", "unet")
+    rank: int = number(1, 256)
+    alpha: float = number(0.01, 1024)
+    dropout: float = number(0, 0.9)
+    use_dora: bool
+    train_text_encoder: bool
+    text_encoder_learning_rate: float = number(1e-8, 0.1)
+    instance_prompt: str = text(MAXIMUM_PROMPT)
+    class_prompt: str = text(MAXIMUM_PROMPT)
+    prior_loss_weight: float = number(0, 10)
+    num_class_images: int = number(1, 1000)
+    use_ema: bool
+    ema_decay: float = number(0, 0.99999)
+    gradient_checkpointing: str = choice("auto", "on", "off")
+    train_batch_size: int = number(1, 64)
+    gradient_accumulation_steps: int = number(1, 64)
+    resolution: int = number(64, 2048)
+    seed: int = number(0, MAXIMUM_SEED)
+    trigger_word: str = text(100)
     sample_prompts: tuple[str, ...] = dataclasses.field(
         metadata={"maximum_length": MAXIMUM_PROMPT, "maximum_count": 8}
     )
-    control_prompt: str = _text(MAXIMUM_PROMPT)
-    sample_every_steps: int = _number(0, 100_000)
-    sample_inference_steps: int = _number(1, 100)
-    sample_guidance_scale: float = _number(1, 30)
-    lr_scheduler: str = _choice("constant", "linear", "cosine")
-    lr_warmup_steps: int = _number(0, 100_000)
-    weight_decay: float = _number(0, 1)
-    max_grad_norm: float = _number(0, 100)
-    mixed_precision: str = _choice("auto", "no", "bf16")
+    control_prompt: str = text(MAXIMUM_PROMPT)
+    sample_every_steps: int = number(0, 100_000)
+    sample_inference_steps: int = number(1, 100)
+    sample_guidance_scale: float = number(1, 30)
+    lr_scheduler: str = choice("constant", "linear", "cosine")
+    lr_warmup_steps: int = number(0, 100_000)
+    weight_decay: float = number(0, 1)
+    max_grad_norm: float = number(0, 100)
+    mixed_precision: str = choice("auto", "no", "bf16", "fp16")
     flip: bool
-    caption_dropout: float = _number(0, 1)
-    snr_gamma: float = _number(0, 20)
-    targets: str = _choice("attention", "attention+feed_forward", "all")
+    caption_dropout: float = number(0, 1)
+    snr_gamma: float = number(0, 20)
+    targets: str = choice("attention", "attention+feed_forward", "all")
+    optimizer: str = choice("adamw", "adamw8bit", "prodigy", "adafactor")
+    loss: str = choice("l2", "huber")
+    huber_delta: float = number(1e-4, 10)
+    noise_offset: float = number(0, 1)
+    caption_prefix: str = text(500)
+    shuffle_captions: bool
+    keep_tokens: int = number(0, 100)
+    caption_variants: int = number(1, 32)
+    crop: str = choice("center", "random")
+    crop_variants: int = number(1, 16)
+    validation_images: int = number(0, 100)
+    checkpoint_every_steps: int = number(0, 100_000)
+    choose: str = choice("last", "best")
 
     def __post_init__(self) -> None:
         """Checks every field.
@@ -133,7 +178,7 @@ class TrainingConfig:
             ConfigError: For the first field that cannot be used.
         """
         for field in dataclasses.fields(self):
-            value = _CHECKS[str(field.type)](field, getattr(self, field.name))
+            value = CHECKS[str(field.type)](field, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         if self.resolution % RESOLUTION_STEP:
             raise ConfigError(
@@ -142,6 +187,11 @@ class TrainingConfig:
                 "not_a_multiple",
                 multiple=RESOLUTION_STEP,
             )
+        if self.optimizer != "prodigy" and self.learning_rate > MAXIMUM_LEARNING_RATE:
+            low = FIELDS["learning_rate"].metadata["minimum"]
+            raise out_of_range("learning_rate", low, MAXIMUM_LEARNING_RATE)
+        if self.choose == "best" and self.validation_images == 0:
+            raise ConfigError("choose", "needs pictures that are held out", "needs_validation")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
@@ -168,8 +218,14 @@ class TrainingConfig:
 
     @property
     def effective_learning_rate(self) -> float:
-        """Learning rate times the strength of the adapters: what recipes compare by."""
-        return self.learning_rate * self.alpha / self.rank
+        """Learning rate times the strength of adapters: what recipes compare by."""
+        strength = self.alpha / self.rank if self.tune == "adapters" else 1
+        return self.learning_rate * strength
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether pictures of the class are trained on beside the own ones."""
+        return self.prior_loss_weight > 0
 
     def passes_per_image(self, num_images: int) -> float:
         """How often each of ``num_images`` pictures is seen."""
@@ -185,70 +241,6 @@ def _refuse_unknown(values: Mapping[str, Any]) -> None:
     for name in values:
         if name not in FIELDS:
             raise ConfigError(str(name), "is not a setting of a training", "unknown_field")
-
-
-def _wrong_type(name: str, wanted: str) -> ConfigError:
-    return ConfigError(name, f"must be {wanted}", "wrong_type", wanted=wanted)
-
-
-def _check_number(field: dataclasses.Field[Any], value: Any) -> float:
-    wanted = "a whole number" if field.type == "int" else "a number"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong_type(field.name, wanted)
-    low, high = field.metadata["minimum"], field.metadata["maximum"]
-    # An integer too large for a float is out of range, not an overflow.
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(field.name, "must be a finite number", "not_finite")
-    if not low <= value <= high:
-        sentence = f"must be between {low:g} and {high:g}"
-        raise ConfigError(field.name, sentence, "out_of_range", minimum=low, maximum=high)
-    if field.type == "int":
-        if value != int(value):
-            raise _wrong_type(field.name, wanted)
-        return int(value)
-    return float(value)
-
-
-def _check_text(field: dataclasses.Field[Any], value: Any) -> str:
-    if not isinstance(value, str):
-        raise _wrong_type(field.name, "text")
-    if "choices" in field.metadata:
-        choices = field.metadata["choices"]
-        if value not in choices:
-            sentence = f"must be one of {', '.join(choices)}"
-            raise ConfigError(field.name, sentence, "not_a_choice", choices=list(choices))
-        return value
-    text = unicodedata.normalize("NFC", " ".join(value.split()))
-    limit = field.metadata["maximum_length"]
-    if len(text) > limit:
-        sentence = f"must not be longer than {limit} characters"
-        raise ConfigError(field.name, sentence, "too_long", maximum=limit)
-    return text
-
-
-def _check_texts(field: dataclasses.Field[Any], value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple):
-        raise _wrong_type(field.name, "a list of texts")
-    limit = field.metadata["maximum_count"]
-    if len(value) > limit:
-        raise ConfigError(field.name, f"must not be more than {limit}", "too_many", maximum=limit)
-    texts = (_check_text(field, entry) for entry in value)
-    return tuple(text for text in texts if text)
-
-
-def _check_flag(field: dataclasses.Field[Any], value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _wrong_type(field.name, "true or false")
-    return value
-
-
-_CHECKS = {
-    "int": _check_number,
-    "float": _check_number,
-    "str": _check_text,
-    "bool": _check_flag,
-    "tuple[str, ...]": _check_texts,
-}
 
 
 def native_size_of(architecture: str, base_defaults: Mapping[str, Any]) -> int:
@@ -267,58 +259,99 @@ def resolve_config(
     asked: Mapping[str, Any],
     *,
     architecture: str,
+    method: str = "lora",
     base_defaults: Mapping[str, Any] | None = None,
     num_images: int,
 ) -> TrainingConfig:
     """Completes what somebody asked for to a whole configuration.
 
     A field that was not asked for comes from the base model, then from the preset for
-    this kind of base. ``None`` means not asked for.
+    this kind of base and this method. ``None`` means not asked for.
 
     Args:
         asked: Settings by name.
         architecture: Name of the base model's family.
+        method: One of :data:`METHODS`.
         base_defaults: The base model's default settings. ``training`` in it holds
-            settings by name; ``native_size`` or ``width`` its size in pixels;
-            ``num_inference_steps`` and ``guidance_scale`` how it samples well.
+            settings by name for each method; ``native_size`` or ``width`` its size in
+            pixels; ``num_inference_steps`` and ``guidance_scale`` how it samples well.
         num_images: How many pictures the dataset holds.
 
     Raises:
-        ConfigError: If a field is unknown or cannot be used, or the family cannot be
-            trained (field ``architecture``).
+        ConfigError: If a field is unknown or cannot be used or contradicts the method
+            (field ``method`` if there is no such), or the family cannot be trained
+            (field ``architecture``).
     """
     if architecture not in ARCHITECTURES or not ARCHITECTURES[architecture].trainable:
         raise ConfigError("architecture", "cannot be trained", "not_trainable")
+    _require_method(method)
     base = base_defaults or {}
     given = {name: value for name, value in asked.items() if value is not None}
-    settings = {**(base.get("training") or {}), **given}
+    settings = {**(base.get("training") or {}).get(method, {}), **given}
     _refuse_unknown(settings)
+    _require_installed(settings)
 
-    preset_name = _check_text(FIELDS["preset"], settings.get("preset", PRESETS[0]))
+    preset_name = check_text(FIELDS["preset"], settings.get("preset", PRESETS[0]))
+    tune = check_text(FIELDS["tune"], settings.get("tune", TUNES[method][0]))
     native_size = native_size_of(architecture, base)
-    preset = find_preset(preset_name, architecture, native_size)
-    values = _defaults_of(preset, native_size, base) | settings | {"preset": preset_name}
-    return TrainingConfig(**_complete(values, preset, num_images))
+    preset = find_preset(preset_name, architecture, method, tune, native_size)
+    values = _defaults_of(preset, native_size, base) | settings
+    values |= {"preset": preset_name, "tune": tune}
+    if values["optimizer"] == "prodigy":
+        # What was tuned for an optimizer that is told its rate would not fit this one.
+        values |= {"learning_rate": 1.0, "lr_scheduler": "constant"} | given
+    _complete_prior(values, method)
+    config = TrainingConfig(**_complete(values, preset, num_images))
+    check_method(config, method)
+    return config
+
+
+def check_method(config: TrainingConfig, method: str) -> None:
+    """Refuses settings that contradict the method.
+
+    Raises:
+        ConfigError: For the first of them, or if there is no such method.
+    """
+    _require_method(method)
+    if config.tune not in TUNES[method]:
+        sentence = f"must be {' or '.join(TUNES[method])} for this method"
+        raise ConfigError("tune", sentence, "not_a_choice", choices=list(TUNES[method]))
+    if method == "dreambooth":
+        if config.has_prior and not config.class_prompt:
+            raise ConfigError("class_prompt", "is needed for pictures of the class", "required")
+        return
+    for name in ("instance_prompt", "class_prompt", "prior_loss_weight"):
+        if getattr(config, name):
+            raise ConfigError(name, "belongs to DreamBooth", "not_for_method", method=method)
+
+
+def _require_method(method: str) -> None:
+    if method not in METHODS:
+        sentence = f"must be one of {', '.join(METHODS)}"
+        raise ConfigError("method", sentence, "not_a_choice", choices=list(METHODS))
+
+
+def _require_installed(settings: Mapping[str, Any]) -> None:
+    if settings.get("optimizer") == "adamw8bit" and not importlib.util.find_spec("bitsandbytes"):
+        sentence = "needs bitsandbytes: install it with pip, or choose adamw"
+        raise ConfigError("optimizer", sentence, "not_installed", package="bitsandbytes")
 
 
 def _defaults_of(preset: Preset, native_size: int, base: Mapping[str, Any]) -> dict[str, Any]:
     is_tiny = native_size <= TINY_NATIVE_SIZE
-    return {
+    return COMMON | {
         "learning_rate": preset.learning_rate,
         "rank": preset.rank,
+        "text_encoder_learning_rate": preset.text_encoder_learning_rate,
+        "num_class_images": preset.num_class_images,
+        "use_ema": preset.use_ema,
+        "ema_decay": preset.ema_decay,
         "train_batch_size": preset.train_batch_size,
-        "gradient_accumulation_steps": 1,
         "resolution": native_size,
-        "seed": 0,
-        "trigger_word": "",
-        "sample_prompts": (),
         "control_prompt": TINY_CONTROL_PROMPT if is_tiny else CONTROL_PROMPT,
         "sample_inference_steps": base.get("num_inference_steps") or 20,
         "sample_guidance_scale": base.get("guidance_scale") or 7.5,
         "lr_scheduler": preset.lr_scheduler,
-        "weight_decay": 0.01,
-        "max_grad_norm": 1.0,
-        "mixed_precision": "auto",
         "flip": preset.flip,
         "caption_dropout": preset.caption_dropout,
         "snr_gamma": preset.snr_gamma,
@@ -326,18 +359,37 @@ def _defaults_of(preset: Preset, native_size: int, base: Mapping[str, Any]) -> d
     }
 
 
+def _complete_prior(values: dict[str, Any], method: str) -> None:
+    """DreamBooth with a class prompt preserves the class; nothing else does unless asked."""
+    class_prompt = check_text(FIELDS["class_prompt"], values["class_prompt"])
+    values.setdefault("prior_loss_weight", float(method == "dreambooth" and class_prompt != ""))
+
+
 def _complete(values: dict[str, Any], preset: Preset, num_images: int) -> dict[str, Any]:
     """Adds the fields whose default follows from other fields, once those are checked."""
     checked = {
-        name: _check_number(FIELDS[name], values[name])
+        name: check_number(FIELDS[name], values[name])
         for name in ("rank", "train_batch_size", "gradient_accumulation_steps")
     }
     passes = max(1, num_images) * preset.passes_per_image
     passes = min(max(passes, preset.minimum_passes), preset.maximum_passes)
     batch = checked["train_batch_size"] * checked["gradient_accumulation_steps"]
     values.setdefault("max_train_steps", math.ceil(passes / batch))
-    steps = _check_number(FIELDS["max_train_steps"], values["max_train_steps"])
+    steps = check_number(FIELDS["max_train_steps"], values["max_train_steps"])
     values.setdefault("alpha", checked["rank"])
     values.setdefault("lr_warmup_steps", round(steps * 0.05))
     values.setdefault("sample_every_steps", math.ceil(steps / 4))
+    _complete_validation(values, num_images)
     return values
+
+
+def _complete_validation(values: dict[str, Any], num_images: int) -> None:
+    """Holds pictures out where there are enough, and never the last one."""
+    by_default = sum(num_images >= enough for enough in VALIDATION_FROM)
+    if values["choose"] == "best" and num_images > 1:
+        by_default = max(1, by_default)
+    held_out = check_number(
+        FIELDS["validation_images"], values.setdefault("validation_images", by_default)
+    )
+    if held_out > max(0, num_images - 1) and num_images > 0:
+        raise out_of_range("validation_images", 0, num_images - 1)

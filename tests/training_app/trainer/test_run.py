@@ -16,11 +16,12 @@ from PIL import Image
 
 import training_app.trainer.preview as preview
 import training_app.trainer.run as run_module
+from models_app.inspection import inspect_adapter
 from studio_project.child_protocol import ChildError
 from tests.tiny import make_tiny_sd
 from tests.training_app.trainer.conftest import Finished, Recorder
 from training_app.trainer.files import CorruptFileError
-from training_app.trainer.loop import Training
+from training_app.trainer.training import Training
 
 Train = Callable[..., Recorder]
 MakeRequest = Callable[..., dict[str, Any]]
@@ -36,7 +37,10 @@ def test_a_run_tells_its_whole_story(train: Train, tmp_path: Path) -> None:
     assert {message["step"] for message in recorder.of("checkpoint")} == {2, 4, 6, 8, 10, 12}
     done = recorder.last
     assert done["type"] == "done"
-    assert Path(done["outputs"]["weights"]).exists()
+    outputs = done["outputs"]
+    assert (outputs["layout"], outputs["step"]) == ("file", 12)
+    layouts = [inspect_adapter(Path(outputs[name])).layout for name in ("weights", "kohya")]
+    assert layouts == ["diffusers", "kohya"]
     assert done["metrics"]["steps"] == 12
     assert done["metrics"]["peak_memory_bytes"] > 1e7
     for message in recorder.messages:
@@ -103,6 +107,9 @@ def test_what_there_is_can_be_kept(train: Train) -> None:
     assert 5 <= recorder.last["metrics"]["steps"] < 12
     assert Path(recorder.last["outputs"]["weights"]).exists()
     assert len(recorder.of("sample")) == 3
+    # What goes on from there later finds where it stood.
+    saved = [message["step"] for message in recorder.of("checkpoint")]
+    assert saved[-1] == recorder.last["metrics"]["steps"]
 
 
 def test_keeping_nothing_is_a_stop(train: Train) -> None:
@@ -131,6 +138,28 @@ def test_a_cancel_breaks_off_samples_at_the_end(train: Train) -> None:
     recorder = train(recorder=Recorder(stop_at=12))
     assert recorder.last["type"] == "stopped"
     assert not recorder.of("sample")
+
+
+def test_an_extended_run_is_the_longer_run(train: Train, tmp_path: Path) -> None:
+    config = {"lr_scheduler": "constant", "lr_warmup_steps": 2, "sample_every_steps": 0}
+    long = train({**config, "max_train_steps": 9}, output_folder=str(tmp_path / "long"))
+    short = train({**config, "max_train_steps": 5}, output_folder=str(tmp_path / "short"))
+    more = {
+        "resume_folder": str(tmp_path / "short" / "checkpoints"),
+        "output_folder": str(tmp_path / "more"),
+    }
+    longer = train({**config, "max_train_steps": 9}, **more, extends=5)
+    assert longer.history[0][0] == short.history[-1][0] + 1
+    weights = [Path(run.last["outputs"]["weights"]).read_bytes() for run in (long, longer)]
+    assert weights[0] == weights[1]
+
+
+def test_a_run_that_extends_nothing_is_refused(train: Train, tmp_path: Path) -> None:
+    train({"max_train_steps": 4}, output_folder=str(tmp_path / "other"))
+    folder = str(tmp_path / "other" / "checkpoints")
+    with pytest.raises(ChildError) as error:
+        train({"max_train_steps": 9}, resume_folder=folder, extends=5)
+    assert error.value.code == "checkpoint_gone"
 
 
 def test_a_damaged_checkpoint_is_told_and_the_run_comes_to_the_same_end(
@@ -165,7 +194,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_file(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"architecture": "svd"}, {"architecture": "sdxl"}, {"base_folder": "/nowhere"}],
+    [{"architecture": "svd"}, {"base_folder": "/nowhere"}],
 )
 def test_a_base_that_cannot_be_trained_is_named(train: Train, changes: dict[str, Any]) -> None:
     with pytest.raises(ChildError) as error:
