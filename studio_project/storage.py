@@ -26,9 +26,8 @@ from django.core.files.storage import FileSystemStorage, default_storage
 from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
 from django.utils.http import content_disposition_header
-from django.utils.translation import gettext as _
 
-from studio_project.api import Problem
+from studio_project.api import disk_full, is_disk_full
 from studio_project.zip_stream import Member, zip_chunks, zip_length
 
 CHUNK_BYTES = 256 * 1024
@@ -67,7 +66,7 @@ def save(key: str, source: Path | BinaryIO | bytes) -> int:
                 return _write(key, handle)
         return _write(key, BytesIO(source) if isinstance(source, bytes) else source)
     except OSError as error:
-        if error.errno in (28, 27, 122):  # ENOSPC, EFBIG, EDQUOT
+        if is_disk_full(error):
             raise disk_full() from error
         raise
 
@@ -211,16 +210,6 @@ def require_free_space(extra_bytes: int = 0) -> None:
     """
     if not free_space_ok(extra_bytes):
         raise disk_full()
-
-
-def disk_full() -> Problem:
-    """Return the one problem that says there is no room."""
-    return Problem(
-        "disk_full",
-        _("The site's disk is full, so nothing was stored."),
-        status=507,
-        hint=_("Delete what is no longer needed, or ask an administrator for more space."),
-    )
 
 
 # --- answers ------------------------------------------------------------------------------------

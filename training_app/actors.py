@@ -16,6 +16,7 @@ from typing import Any
 import dramatiq
 from django.conf import settings
 
+from models_app.folders import INDEX_NAME
 from models_app.models import DiffusionModel
 from studio_project import storage
 from studio_project.api import Problem
@@ -98,6 +99,8 @@ def _prepare(job: TrainingJob, folder: Path, recorder: Recorder) -> dict[str, An
     base = _usable_base(job)
     workplace.tidy()
     resume_folder = _fetch_checkpoints(job, folder / "resume", recorder)
+    if resume_folder is None and job.manifest.get("extends"):
+        raise RefusedError("checkpoint_gone")
     images = _local_images(job)
     recorder.note("started" if job.epoch == 1 else "restarted", worker=current_worker().name)
     share: DeviceShare = current_device().share(TrainingJob.queue_name)
@@ -106,12 +109,14 @@ def _prepare(job: TrainingJob, folder: Path, recorder: Recorder) -> dict[str, An
         "job_id": str(job.pk),
         "base_folder": str(base.weights_folder()),
         "architecture": base.architecture,
+        "method": job.type,
         "config": manifest["config"],
         "images": images,
         "trigger_word": manifest["trigger_word"],
         "output_folder": str(folder / "output"),
         "cache_folder": str(workplace.cache_folder(job)),
         "resume_folder": str(resume_folder) if resume_folder else None,
+        "extends": manifest.get("extends", 0),
         "device": share.device,
         "threads": share.threads,
         "checkpoint_seconds": settings.STUDIO_CHECKPOINT_SECONDS,
@@ -136,9 +141,11 @@ def _usable_base(job: TrainingJob) -> DiffusionModel:
     if job.epoch == 1 and not usable:
         raise RefusedError("model_unavailable", model=job.base_model_name)
     try:
-        base.weights_folder()
+        folder = base.weights_folder()
     except OSError as error:
         raise RefusedError("model_unavailable", model=job.base_model_name) from error
+    if not (folder / INDEX_NAME).is_file():  # deleted, and swept
+        raise RefusedError("model_unavailable", model=job.base_model_name)
     return base
 
 
@@ -157,11 +164,13 @@ def _local_images(job: TrainingJob) -> list[dict[str, Any]]:
 def _fetch_checkpoints(job: TrainingJob, folder: Path, recorder: Recorder) -> Path | None:
     """Bring the last resume states here, so that the trainer may fall back to the older one.
 
+    Those of a training that this one extends count as well.
+
     Returns:
         The folder that holds them, or None when there is none.
     """
     found = False
-    for checkpoint in job.checkpoints_for_resume():
+    for checkpoint in job.states_to_begin_from():
         job.renew_lease()
         target = folder / f"step-{checkpoint.step:08d}"
         try:

@@ -20,8 +20,8 @@ from models_app.serializers import DiffusionModelSerializer
 from studio_project import storage
 from studio_project.api import Problem, get_visible, idempotent, signed_in
 from studio_project.models import User
-from training_app import services
-from training_app.checkpoints import register_checkpoint
+from training_app import metrics, services
+from training_app.checkpoints import extend_training, register_checkpoint
 from training_app.models import TrainingCheckpoint, TrainingJob, TrainingSample
 from training_app.serializers import (
     CheckpointChoiceSerializer,
@@ -32,12 +32,14 @@ from training_app.serializers import (
     TrainingCreateSerializer,
     TrainingEditSerializer,
     TrainingEstimateSerializer,
+    TrainingExtendSerializer,
     TrainingPlanSerializer,
     TrainingProgressSerializer,
     TrainingSerializer,
 )
 
 METRICS_AT_ONCE = 5000
+POINT = ("step", "loss", "learning_rate", "gradient_norm")
 PICTURE = {(200, "image/png"): OpenApiTypes.BINARY}
 
 
@@ -209,7 +211,7 @@ class TrainingProgress(APIView):
 
 
 class TrainingMetrics(APIView):
-    """Loss and learning rate of every step."""
+    """Loss, learning rate and gradient norm of every step."""
 
     @extend_schema(
         parameters=[OpenApiParameter("after_step", OpenApiTypes.INT)], responses=MetricsSerializer
@@ -218,13 +220,13 @@ class TrainingMetrics(APIView):
         """Show the metrics after a step, at most 5000 at once."""
         job = find_training(request, pk)
         after = _whole_number(request, "after_step")
-        rows = list(
-            job.metrics.filter(step__gt=after)
-            .order_by("step")
-            .values("step", "loss", "learning_rate")[:METRICS_AT_ONCE]
-        )
-        last = rows[-1]["step"] if rows else after
-        body = {"results": rows, "last_step": last, "epoch": job.epoch}
+        points = metrics.read(job, after_step=after, limit=METRICS_AT_ONCE)
+        body = {
+            "results": [dict(zip(POINT, point, strict=True)) for point in points],
+            "held_out": [{"step": step, "loss": loss} for step, loss in job.held_out_losses],
+            "last_step": points[-1][0] if points else after,
+            "epoch": job.epoch,
+        }
         return Response(MetricsSerializer(body).data)
 
 
@@ -316,6 +318,20 @@ class TrainingCheckpointRegister(APIView):
         )
         body = DiffusionModelSerializer(model, context={"request": request}).data
         return Response(body, status=201 if is_new else 200)
+
+
+class TrainingExtend(APIView):
+    """A training that is made longer."""
+
+    @extend_schema(request=TrainingExtendSerializer, responses={201: TrainingSerializer})
+    @idempotent
+    def post(self, request: Request, pk: UUID) -> Response:
+        """Queue a new training that goes on from the end of this one."""
+        job = find_training(request, pk)
+        asked = TrainingExtendSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        steps = asked.validated_data["additional_steps"]
+        return represent(request, extend_training(signed_in(request), job, steps), 201)
 
 
 class TrainingLog(APIView):

@@ -58,6 +58,8 @@ class TrainingJob(Job):
     loss = models.FloatField(null=True, blank=True)
     learning_rate = models.FloatField(null=True, blank=True)
     images_per_second = models.FloatField(null=True, blank=True)
+    # Few: `[step, loss]` of the pictures that are not learned from.
+    held_out_losses = models.JSONField(default=list, blank=True)
     output_model = models.OneToOneField(
         DiffusionModel,
         on_delete=models.SET_NULL,
@@ -91,6 +93,12 @@ class TrainingJob(Job):
     def checkpoints_for_resume(self) -> QuerySet[TrainingCheckpoint]:
         """Return the resume states, newest first."""
         return self.checkpoints.exclude(prefix="").filter(is_whole=True).order_by("-step", "-id")
+
+    def states_to_begin_from(self) -> list[TrainingCheckpoint]:
+        """Return what the next run may begin from: of this training, else of the one it extends."""
+        before = self.resumed_from
+        inherited = before.checkpoints_for_resume()[:1] if before is not None else ()
+        return [*self.checkpoints_for_resume(), *inherited]
 
     @property
     def checkpoint_rhythm(self) -> int:
@@ -146,21 +154,31 @@ class TrainingCheckpoint(models.Model):
 
 
 class TrainingMetric(models.Model):
-    """The loss and the learning rate of one optimizer step."""
+    """What a hundred optimizer steps told: one row, because a long run has very many steps.
+
+    `points` holds `[step, loss, learning_rate, gradient_norm]` in the order of steps; a number that
+    was not finite is null.
+    """
+
+    STEPS: ClassVar[int] = 100
 
     job = models.ForeignKey(TrainingJob, on_delete=models.CASCADE, related_name="metrics")
-    step = models.PositiveIntegerField()
-    loss = models.FloatField(null=True)
-    learning_rate = models.FloatField(null=True)
+    chunk = models.PositiveIntegerField()
+    points = models.JSONField(default=list)
 
     class Meta:
-        ordering = ("step",)
+        ordering = ("chunk",)
         constraints = [
-            models.UniqueConstraint(fields=("job", "step"), name="one_metric_per_step"),
+            models.UniqueConstraint(fields=("job", "chunk"), name="one_row_per_chunk_of_steps"),
         ]
 
     def __str__(self) -> str:
-        return f"{self.job_id} @ {self.step}"
+        return f"{self.job_id} #{self.chunk}"
+
+    @classmethod
+    def chunk_of(cls, step: int) -> int:
+        """Return the chunk that a step, counted from 1, belongs to."""
+        return (step - 1) // cls.STEPS
 
 
 class TrainingSample(models.Model):

@@ -40,7 +40,7 @@ class TrainingPlanSerializer(StrictSerializer):
 
     dataset_id = serializers.IntegerField(min_value=1, max_value=LARGEST_ID)
     base_model_id = serializers.IntegerField(min_value=1, max_value=LARGEST_ID)
-    type = serializers.CharField(default="lora", help_text="lora")
+    type = serializers.CharField(default="lora", help_text="lora, dreambooth or full")
     config = serializers.DictField(
         required=False,
         help_text="Any of the settings under `training` in /api/options/; the rest is resolved.",
@@ -95,6 +95,9 @@ class TrainingSerializer(TrainingProgressSerializer, JobSerializer):
     learning_rate = FiniteField(allow_null=True)
     images_per_second = FiniteField(allow_null=True)
     output_path = serializers.SerializerMethodField()
+    resumed_from = serializers.UUIDField(
+        source="resumed_from_id", allow_null=True, help_text="The training that this one extends."
+    )
     config = serializers.DictField(source="resolved_config", help_text="With every value resolved.")
 
     def get_url(self, job: TrainingJob) -> str:
@@ -115,12 +118,21 @@ class MetricSerializer(serializers.Serializer):
     step = serializers.IntegerField()
     loss = FiniteField(allow_null=True)
     learning_rate = FiniteField(allow_null=True)
+    gradient_norm = FiniteField(allow_null=True)
+
+
+class HeldOutLossSerializer(serializers.Serializer):
+    """The loss of the pictures that are not learned from, after a step."""
+
+    step = serializers.IntegerField()
+    loss = FiniteField(allow_null=True)
 
 
 class MetricsSerializer(serializers.Serializer):
     """Metrics in the order of their steps."""
 
     results = MetricSerializer(many=True)
+    held_out = HeldOutLossSerializer(many=True, help_text="All of them, whatever `after_step`.")
     last_step = serializers.IntegerField(
         help_text="Ask again with `after_step` set to this for what came later."
     )
@@ -197,6 +209,12 @@ class CheckpointChoiceSerializer(StrictSerializer):
     """How the model of a checkpoint shall be called."""
 
     title = serializers.CharField(max_length=200, required=False, allow_blank=True, default="")
+
+
+class TrainingExtendSerializer(StrictSerializer):
+    """How much longer a training shall be."""
+
+    additional_steps = serializers.IntegerField(min_value=1, max_value=100_000)
 
 
 class NoteSerializer(serializers.ModelSerializer):

@@ -17,6 +17,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from datasets_app.models import Dataset, DatasetImage
+from models_app.architectures import ARCHITECTURES
 from models_app.models import DiffusionModel
 from models_app.services import unavailable
 from studio_project import events, jobs, storage
@@ -28,7 +29,9 @@ from training_app.models import TrainingJob
 from training_app.texts import config_sentence
 from training_app.trainer.config import ConfigError, TrainingConfig, resolve_config
 
-TRAINABLE_ARCHITECTURES = frozenset({"sd1", "sd2"})
+TRAINABLE_ARCHITECTURES = frozenset(
+    family.name for family in ARCHITECTURES.values() if family.trainable
+)
 NAMED_PICTURES = 5
 # Space a small training writes at least: two checkpoints, samples and the weights.
 WORKING_BYTES = 64 * 1024**2
@@ -63,9 +66,9 @@ def create_training(
     base = _find_base(user, base_model_id)
     _check_method(type, base)
     asked = dict(config or {})
-    resolved = _resolve(asked, base, dataset.num_items)
+    resolved = _resolve(asked, type, base, dataset.num_items)
     with transaction.atomic():
-        number = _next_in_family(user, dataset, base)
+        number = next_in_family(user, dataset, base)
         return TrainingJob.objects.create(
             owner=user,
             dataset=dataset,
@@ -81,7 +84,7 @@ def create_training(
         )
 
 
-def _next_in_family(user: User, dataset: Dataset, base: DiffusionModel) -> int:
+def next_in_family(user: User, dataset: Dataset | None, base: DiffusionModel) -> int:
     """Number the trainings of one dataset on one base; each user counts their own."""
     family = TrainingJob.objects.filter(owner=user, dataset=dataset, base_model=base)
     return (family.aggregate(last=Max("family_version"))["last"] or 0) + 1
@@ -113,14 +116,11 @@ def _check_method(type: str, base: DiffusionModel) -> None:
     if type not in TrainingJob.Type.values:
         message = _("Choose one of: %(choices)s.") % {"choices": ", ".join(TrainingJob.Type.values)}
         raise Problem("invalid", message, fields={"type": [message]})
-    if type != TrainingJob.Type.LORA:
-        message = _("This site trains LoRAs; DreamBooth and full training are not available yet.")
-        raise Problem("method_unavailable", message, fields={"type": [message]})
     if base.architecture not in TRAINABLE_ARCHITECTURES:
         _refuse_base(
             "method_unavailable",
-            _("Models of the family %(family)s cannot be trained here yet.")
-            % {"family": base.architecture},
+            _("Models of the family %(family)s only generate; they cannot be trained here.")
+            % {"family": base.get_architecture_display()},
         )
 
 
@@ -128,11 +128,14 @@ def _refuse_base(code: str, message: str, *, status: int = 400) -> NoReturn:
     raise Problem(code, message, status=status, fields={"base_model_id": [message]})
 
 
-def _resolve(asked: Mapping[str, Any], base: DiffusionModel, num_images: int) -> TrainingConfig:
+def _resolve(
+    asked: Mapping[str, Any], type: str, base: DiffusionModel, num_images: int
+) -> TrainingConfig:
     try:
         return resolve_config(
             dict(asked),
             architecture=base.architecture,
+            method=type,
             base_defaults=base.default_settings,
             num_images=num_images,
         )
@@ -161,7 +164,7 @@ def estimate_training(
     dataset = _find_dataset(user, dataset_id)
     base = _find_base(user, base_model_id)
     _check_method(type, base)
-    resolved = _resolve(dict(config or {}), base, dataset.num_items)
+    resolved = _resolve(dict(config or {}), type, base, dataset.num_items)
     done = TrainingJob.objects.filter(base_model=base, images_per_second__gt=0)
     speed = done.order_by("-created_at").values_list("images_per_second", flat=True).first()
     images = resolved.max_train_steps * resolved.effective_batch_size
@@ -190,13 +193,15 @@ def start_training(user: User, job: TrainingJob) -> TrainingJob:
     _check_method(job.type, base)
     images = list(DatasetImage.objects.live().filter(dataset=dataset).order_by("pk"))
     if not images:
+        message = _("The dataset “%(name)s” has no pictures.") % {"name": dataset.name}
         raise Problem(
             "dataset_empty",
-            _("The dataset “%(name)s” has no pictures.") % {"name": dataset.name},
+            message,
+            fields={"dataset_id": [message]},
             hint=_("Add some pictures, then start again."),
         )
-    config = _resolve(job.config, base, len(images))
-    _require_words(images, config.trigger_word)
+    config = _resolve(job.config, job.type, base, len(images))
+    _require_words(images, config)
     storage.require_free_space(WORKING_BYTES)
     jobs.require_stored_room(user)
     resolved = config.as_dict()
@@ -229,8 +234,8 @@ def _already_started(job: TrainingJob) -> TrainingJob:
     return job
 
 
-def _require_words(images: list[DatasetImage], trigger_word: str) -> None:
-    silent = without_words(images, trigger_word)
+def _require_words(images: list[DatasetImage], config: TrainingConfig) -> None:
+    silent = without_words(images, config.instance_prompt or config.trigger_word)
     if not silent:
         return
     named = ", ".join(image.original_name for image in silent[:NAMED_PICTURES])
@@ -339,7 +344,8 @@ def delete_training(user: User, job: TrainingJob) -> None:
     """Remove a training with its checkpoints, samples and metrics; its model stays.
 
     Raises:
-        Problem: `job_active` while it waits, runs or pauses.
+        Problem: `job_active` while it waits, runs or pauses; `job_needed` while one that extends it
+            does.
     """
     with transaction.atomic():
         row = TrainingJob.objects.select_for_update().filter(pk=job.pk).first()
@@ -351,6 +357,12 @@ def delete_training(user: User, job: TrainingJob) -> None:
                 _("This training is still on its way."),
                 status=409,
                 hint=_("Cancel it first."),
+            )
+        if row.continuations.live().exists():
+            raise Problem(
+                "job_needed",
+                _("Another training goes on from this one and is still on its way."),
+                status=409,
             )
         keys = files.keys_of(row)
         row.delete()

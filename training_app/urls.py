@@ -29,6 +29,7 @@ api_urls = [
         api.TrainingSampleFile.as_view(thumbnail=True),
         name="training-sample-thumbnail",
     ),
+    re_path(rf"^training/{JOB}/extend/?$", api.TrainingExtend.as_view(), name="training-extend"),
     re_path(
         rf"^training/{JOB}/checkpoints/?$",
         api.TrainingCheckpoints.as_view(),

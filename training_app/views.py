@@ -22,11 +22,12 @@ from studio_project.api import get_visible, signed_in
 from studio_project.models import User
 from studio_project.paging import page_by_key
 from studio_project.waiting import Waiting
-from training_app.forms import PRESETS, expert_groups
+from training_app.forms import METHOD_CARDS, PRESETS, applies, expert_groups
 from training_app.models import TrainingJob, TrainingSample
 from training_app.services import TRAINABLE_ARCHITECTURES
 from training_app.texts import config_sentence, note_sentence
 from training_app.trainer.config import FIELDS, ConfigError, TrainingConfig, resolve_config
+from training_app.trainer.presets import TUNES
 
 ROWS = 30
 DATASET_CARDS = 8
@@ -98,6 +99,7 @@ def training_new(request: HttpRequest) -> HttpResponse:
         "base": base if base.isdecimal() else _best_base(user),
         "like": like,
         "asked_json": json.dumps(like.config if like else {}),
+        "methods": METHOD_CARDS,
         "presets": PRESETS,
         "groups": expert_groups(),
         "few": FEW_PICTURES,
@@ -144,10 +146,12 @@ def _review(user: User, chosen: QueryDict) -> dict[str, Any]:
     context: dict[str, Any] = {"dataset": dataset, "base": base, "problems": []}
     if dataset is None or base is None:
         return context
+    method = chosen.get("type", TrainingJob.Type.LORA)
     try:
         config = resolve_config(
-            asked_config(chosen),
+            asked_config(chosen, method),
             architecture=base.architecture,
+            method=method,
             base_defaults=base.default_settings,
             num_images=dataset.num_items,
         )
@@ -161,6 +165,7 @@ def _review(user: User, chosen: QueryDict) -> dict[str, Any]:
     return {
         **context,
         "config": config,
+        "method": TrainingJob.Type(method).label,
         "resolved_json": json.dumps(config.as_dict()),
         "passes": config.passes_per_image(dataset.num_items),
         "seconds": seconds * config.max_train_steps if seconds else None,
@@ -171,12 +176,16 @@ def _visible(rows: QuerySet[Any], pk: str) -> Any:
     return rows.filter(pk=int(pk)).first() if pk.isdecimal() and len(pk) < 19 else None
 
 
-def asked_config(values: Mapping[str, str]) -> dict[str, Any]:
-    """Turn the form's texts into settings; empty ones are left to the defaults."""
+def asked_config(values: Mapping[str, str], method: str) -> dict[str, Any]:
+    """Turn the form's texts into settings.
+
+    Empty ones are left to the defaults, and those that the method does not know are left out.
+    """
     asked: dict[str, Any] = {}
+    tune = values.get("tune") or TUNES.get(method, ("adapters",))[0]
     for name, field in FIELDS.items():
         text = values.get(name, "").strip()
-        if not text:
+        if not text or not applies(name, method, tune):
             continue
         if field.type in ("int", "float"):
             asked[name] = _number(text)
@@ -234,6 +243,7 @@ def training_detail(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
         "notes": notes,
         "parameters": _parameters(job),
         "checkpoints": _checkpoints(job),
+        "more_steps": max(1, job.total_steps // 2) if _can_be_extended(job) else 0,
     }
     names = {
         "head": "_head.html",
@@ -266,6 +276,10 @@ def _checkpoints(job: TrainingJob) -> list[dict[str, Any]]:
     return rows
 
 
+def _can_be_extended(job: TrainingJob) -> bool:
+    return job.status == TrainingJob.Status.COMPLETED and job.checkpoints_for_resume().exists()
+
+
 def _product(job: TrainingJob, request: HttpRequest) -> DiffusionModel | None:
     """Return the model that came out, while it exists and may be seen."""
     if job.output_model_id is None:
@@ -277,11 +291,14 @@ def _product(job: TrainingJob, request: HttpRequest) -> DiffusionModel | None:
 def _parameters(job: TrainingJob) -> list[tuple[Any, list[tuple[Any, Any]]]]:
     """Return the resolved settings by group, under the words of the form."""
     resolved = job.resolved_config
+    tune = str(resolved.get("tune", ""))
     groups: list[tuple[Any, list[tuple[Any, Any]]]] = []
     for title, fields in expert_groups():
         rows = []
         for field in fields:
             value = resolved.get(field.name)
+            if not applies(field.name, job.type, tune):
+                continue
             if field.kind == "choice":
                 value = dict(field.choices).get(str(value), value)
             elif field.kind == "flag":
@@ -289,5 +306,6 @@ def _parameters(job: TrainingJob) -> list[tuple[Any, list[tuple[Any, Any]]]]:
             elif field.kind == "texts":
                 value = ", ".join(value or []) or _("from the captions")
             rows.append((field, value))
-        groups.append((title, rows))
+        if rows:
+            groups.append((title, rows))
     return groups

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from datasets_app import services as dataset_services
 from datasets_app.models import DatasetImage
 from generation_app import actors as generation_actors
 from generation_app import services as generation_services
@@ -31,7 +32,7 @@ from tests.factories import (
     picture,
 )
 from tests.worker_fixtures import Once
-from training_app import actors, files, registration, services
+from training_app import actors, files, metrics, registration, services
 from training_app.models import TrainingCheckpoint, TrainingJob
 from training_app.recording import Recorder
 
@@ -62,6 +63,14 @@ def queue(user: User, base: DiffusionModel, config: dict[str, Any] | None = None
     return services.start_training(user, job)
 
 
+def all_metrics(job: TrainingJob) -> list[list[Any]]:
+    return metrics.read(job, after_step=0, limit=10**6)
+
+
+def steps_of(job: TrainingJob) -> list[int]:
+    return [point[0] for point in all_metrics(job)]
+
+
 def again(job: TrainingJob) -> TrainingJob:
     """Read the job as a request of its owner would."""
     return TrainingJob.objects.get(pk=job.pk)
@@ -88,8 +97,8 @@ def test_from_a_dataset_to_a_picture_of_the_trained_model(
     job.refresh_from_db()
     assert job.status == Status.COMPLETED, job.log_tail
     assert (job.step, job.total_steps, job.progress) == (20, 20, 1.0)
-    assert list(job.metrics.values_list("step", flat=True)) == list(range(1, 21))
-    assert all(metric.loss is not None for metric in job.metrics.all())
+    assert steps_of(job) == list(range(1, 21))
+    assert all(loss is not None for _step, loss, *_rest in all_metrics(job))
     assert {sample.step for sample in job.samples.all()} >= {10, 20}
 
     model = job.output_model
@@ -138,7 +147,7 @@ def test_a_killed_trainer_is_resumed_and_registers_once(
     assert len(children) == 2
     assert (job.epoch, job.crash_count) == (2, 1)
     assert DiffusionModel.objects.filter(owner=alice).count() == 1
-    assert list(job.metrics.values_list("step", flat=True)) == list(range(1, 61))
+    assert steps_of(job) == list(range(1, 61))
     notes = list(job.notes.values_list("code", flat=True))
     assert notes.index("crashed") < notes.index("resumed") < notes.index("registered")
 
@@ -282,7 +291,7 @@ def test_a_long_training_lets_a_short_one_of_somebody_else_go_first(
     assert short.started_at < long.finished_at
     notes = list(long.notes.values_list("code", flat=True))
     assert notes.index("slice_over") < notes.index("resumed") < notes.index("kept")
-    assert list(long.metrics.values_list("step", flat=True)) == list(range(1, long.step + 1))
+    assert steps_of(long) == list(range(1, long.step + 1))
 
 
 def test_a_base_that_was_taken_back_is_noticed_at_the_claim(
@@ -294,6 +303,37 @@ def test_a_base_that_was_taken_back_is_noticed_at_the_claim(
     actors.train()
     job.refresh_from_db()
     assert (job.status, job.error_code, children) == (Status.FAILED, "model_unavailable", [])
+
+
+def test_a_base_whose_files_were_swept_is_noticed_when_it_goes_on(
+    worker: Worker, tiny_base: DiffusionModel, alice: User, children: list[Child]
+) -> None:
+    job = queue(alice, tiny_base)
+    TrainingJob.objects.filter(pk=job.pk).update(epoch=1)  # it had begun before
+    for key in tiny_base.storage_keys():
+        storage.delete(key)
+    actors.train()
+    job.refresh_from_db()
+    assert (job.status, job.error_code, children) == (Status.FAILED, "model_unavailable", [])
+
+
+def test_pictures_deleted_after_the_start_are_trained_on_all_the_same(
+    worker: Worker, tiny_base: DiffusionModel, alice: User
+) -> None:
+    captions = ("نص " * 1300, "狐" * 4000)
+    job = services.create_training(
+        alice,
+        dataset_id=make_dataset(alice, captions=captions).pk,
+        base_model_id=tiny_base.pk,
+        config={**CONFIG, "max_train_steps": 4, "sample_every_steps": 0},
+    )
+    services.start_training(alice, job)
+    for image in DatasetImage.objects.all():
+        dataset_services.delete_image(alice, image)
+    actors.train()
+    job.refresh_from_db()
+    assert job.status == Status.COMPLETED, job.log_tail
+    assert job.notes.filter(code="text_too_long", params__count=2).exists()
 
 
 def test_a_full_disk_fails_with_a_sentence(
@@ -371,8 +411,14 @@ def test_resuming_replaces_the_metrics_after_the_checkpoint(worker: Worker, alic
     Recorder(job)(message)
     again = [[step, 2.0, 0.1] for step in (5, 6)]
     Recorder(job)({"type": "step", "step": 6, "total_steps": 9, "history": again})
-    losses = list(job.metrics.order_by("step").values_list("step", "loss"))
-    assert losses == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 2.0), (6, 2.0)]
+    assert [tuple(point[:2]) for point in all_metrics(job)] == [
+        (1, 1.0),
+        (2, 1.0),
+        (3, 1.0),
+        (4, 1.0),
+        (5, 2.0),
+        (6, 2.0),
+    ]
 
 
 def test_sharing_is_no_way_around_a_deleted_model(alice: User, worker: Worker) -> None:

@@ -11,7 +11,8 @@ from rest_framework.test import APIClient
 from studio_project import storage
 from studio_project.models import User
 from tests.factories import make_base, make_dataset, make_lora, make_training, make_worker, picture
-from training_app.models import TrainingJob, TrainingMetric, TrainingNote, TrainingSample
+from training_app import metrics
+from training_app.models import TrainingJob, TrainingNote, TrainingSample
 
 Api = Callable[..., APIClient]
 PROGRESS = {
@@ -165,11 +166,15 @@ def test_the_output_and_its_path(api: Api, alice: User, staff: User) -> None:
 
 def test_metrics_come_in_order_and_after_a_step(api: Api, alice: User) -> None:
     job = make_training(alice)
-    for step in (3, 1, 2):
-        TrainingMetric.objects.create(job=job, step=step, loss=1 / step, learning_rate=0.1)
+    metrics.write(job, [[step, 1 / step, 0.1, 2.0] for step in (3, 1, 2)])
+    TrainingJob.objects.filter(pk=job.pk).update(held_out_losses=[[2, 0.7]])
     client = api(alice)
     body = client.get(f"/api/training/{job.pk}/metrics?after_step=1").json()
     assert [row["step"] for row in body["results"]] == [2, 3]
+    assert body["results"][0] == {
+        "step": 2, "loss": 0.5, "learning_rate": 0.1, "gradient_norm": 2.0,
+    }  # fmt: skip
+    assert body["held_out"] == [{"step": 2, "loss": 0.7}]
     assert body["last_step"] == 3
     assert client.get(f"/api/training/{job.pk}/metrics?after_step=x").status_code == 400
 

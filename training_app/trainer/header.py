@@ -19,7 +19,7 @@ import torch
 from models_app.adapter_names import KOHYA_FAMILIES
 from models_app.architectures import get_architecture
 from models_app.inspection import read_json
-from training_app.trainer.dataset import training_prompt
+from training_app.trainer.captions import training_prompts
 from training_app.trainer.files import hash_data
 from training_app.trainer.request import TrainingRequest
 
@@ -135,11 +135,10 @@ def _kohya_words(request: TrainingRequest, is_dora: bool, step: int) -> dict[str
 
 def tag_frequency(request: TrainingRequest) -> dict[str, int]:
     """How often each tag (what stands between commas) occurs, the most frequent first."""
-    trigger, otherwise = request.config.trigger_word, request.config.instance_prompt
     tags = Counter(
         tag
         for image in request.images
-        for part in training_prompt(image.caption.strip() or otherwise, trigger).split(",")
+        for part in training_prompts(image.caption, request.config, "")[0].split(",")
         if (tag := part.strip()) and len(tag) <= MAX_TAG
     )
     # Of those that are alike often, the first in the alphabet: equal runs give equal files.

@@ -108,6 +108,35 @@ _TINY = {
 }
 _BY_ARCHITECTURE = {"sd1": _SD, "sd2": _SD, "sdxl": _SDXL}
 
+#: Defaults that no preset changes.
+COMMON: dict[str, Any] = {
+    "dropout": 0.0,
+    "use_dora": False,
+    "train_text_encoder": False,
+    "instance_prompt": "",
+    "class_prompt": "",
+    "gradient_checkpointing": "auto",
+    "gradient_accumulation_steps": 1,
+    "seed": 0,
+    "trigger_word": "",
+    "sample_prompts": (),
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "mixed_precision": "auto",
+    "optimizer": "adamw",
+    "loss": "l2",
+    "huber_delta": 0.1,
+    "noise_offset": 0.0,
+    "caption_prefix": "",
+    "shuffle_captions": False,
+    "keep_tokens": 0,
+    "caption_variants": 4,
+    "crop": "center",
+    "crop_variants": 4,
+    "checkpoint_every_steps": 0,
+    "choose": "last",
+}
+
 #: A prompt without the trigger word: its sample shows what the base model loses.
 CONTROL_PROMPT = "a photograph of a house beside a lake"
 TINY_CONTROL_PROMPT = "a red circle on a blue background"

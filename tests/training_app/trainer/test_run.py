@@ -140,6 +140,28 @@ def test_a_cancel_breaks_off_samples_at_the_end(train: Train) -> None:
     assert not recorder.of("sample")
 
 
+def test_an_extended_run_is_the_longer_run(train: Train, tmp_path: Path) -> None:
+    config = {"lr_scheduler": "constant", "lr_warmup_steps": 2, "sample_every_steps": 0}
+    long = train({**config, "max_train_steps": 9}, output_folder=str(tmp_path / "long"))
+    short = train({**config, "max_train_steps": 5}, output_folder=str(tmp_path / "short"))
+    more = {
+        "resume_folder": str(tmp_path / "short" / "checkpoints"),
+        "output_folder": str(tmp_path / "more"),
+    }
+    longer = train({**config, "max_train_steps": 9}, **more, extends=5)
+    assert longer.history[0][0] == short.history[-1][0] + 1
+    weights = [Path(run.last["outputs"]["weights"]).read_bytes() for run in (long, longer)]
+    assert weights[0] == weights[1]
+
+
+def test_a_run_that_extends_nothing_is_refused(train: Train, tmp_path: Path) -> None:
+    train({"max_train_steps": 4}, output_folder=str(tmp_path / "other"))
+    folder = str(tmp_path / "other" / "checkpoints")
+    with pytest.raises(ChildError) as error:
+        train({"max_train_steps": 9}, resume_folder=folder, extends=5)
+    assert error.value.code == "checkpoint_gone"
+
+
 def test_a_damaged_checkpoint_is_told_and_the_run_comes_to_the_same_end(
     train: Train, finished: Finished, tmp_path: Path
 ) -> None:
@@ -162,7 +184,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_file(
     monkeypatch.setattr(
         Training,
         "do_step",
-        lambda self: step(self) * (float("nan") if self.step > 6 else 1),
+        lambda self: step(self)._replace(loss=torch.tensor(float("nan") if self.step > 6 else 1)),
     )
     with pytest.raises(ChildError) as error:
         train()

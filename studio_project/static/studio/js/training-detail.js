@@ -93,6 +93,7 @@ async function fetchMorePoints() {
     return true;
   }
   chart.add(metrics.results);
+  chart.setHeldOut(metrics.held_out);
   if (!metrics.results.length) return false;
   lastStep = metrics.last_step;
   return true;

@@ -5,14 +5,7 @@ import { clearProblems, showProblems } from "./api-form.js";
 import "./model-picker.js";
 
 const REVIEW_MS = 250;
-const NUMBERS = new Set([
-  "max_train_steps", "learning_rate", "rank", "alpha", "train_batch_size", "gradient_accumulation_steps",
-  "resolution", "seed", "sample_every_steps", "sample_inference_steps", "sample_guidance_scale",
-  "lr_warmup_steps", "weight_decay", "max_grad_norm", "caption_dropout", "snr_gamma",
-]);
-const FLAGS = new Set(["flip"]);
-const LISTS = new Set(["sample_prompts"]);
-const OUTSIDE = new Set(["dataset_id", "base_model_id", "title", "then"]);
+const OUTSIDE = new Set(["dataset_id", "base_model_id", "type", "title", "then"]);
 
 const form = document.getElementById("training-form");
 const review = document.getElementById("review");
@@ -29,6 +22,7 @@ function showDefaults() {
   const facts = review.querySelector("[data-resolved]");
   if (!facts) return;
   const resolved = JSON.parse(facts.dataset.resolved);
+  showMethod(resolved.tune);
   for (const [name, value] of Object.entries(resolved)) {
     const field = form.elements[name];
     if (!field || field instanceof RadioNodeList) continue;
@@ -39,25 +33,45 @@ function showDefaults() {
   }
 }
 
-function settingOf(name, text) {
-  if (NUMBERS.has(name)) return Number.isNaN(Number(text.replace(",", "."))) ? text : Number(text.replace(",", "."));
-  if (FLAGS.has(name)) return text === "true";
-  if (LISTS.has(name)) return text.split("\n").map((line) => line.trim()).filter(Boolean);
-  return text;
+/** Show what the chosen method knows, and hide the rest; a hidden field is not sent. */
+function showMethod(tune) {
+  const method = form.elements.type.value;
+  for (const field of form.querySelectorAll("[data-methods]")) {
+    const known = field.dataset.methods.split(" ").includes(method);
+    field.hidden = !known || Boolean(tune && field.dataset.tune && field.dataset.tune !== tune);
+  }
+  for (const fold of form.querySelectorAll("details.fold")) {
+    fold.hidden = !fold.querySelector("[data-methods]:not([hidden])");
+  }
+}
+
+function settingOf(field, text) {
+  const number = Number(text.replace(",", "."));
+  switch (field.dataset?.kind) {
+    case "number":
+      return Number.isNaN(number) ? text : number;
+    case "flag":
+      return text === "true";
+    case "texts":
+      return text.split("\n").map((line) => line.trim()).filter(Boolean);
+    default:
+      return text;
+  }
 }
 
 function bodyOf() {
   const config = {};
   for (const [name, text] of new FormData(form)) {
-    if (OUTSIDE.has(name) || text.trim() === "") continue;
-    config[name] = settingOf(name, text.trim());
+    const field = form.elements[name];
+    if (OUTSIDE.has(name) || text.trim() === "" || field.closest?.("[hidden]")) continue;
+    config[name] = settingOf(field, text.trim());
   }
   const values = new FormData(form);
   const dataset = values.get("dataset_id") || document.getElementById("other-dataset")?.value;
   return {
     dataset_id: dataset ? Number(dataset) : null,
     base_model_id: values.get("base_model_id") ? Number(values.get("base_model_id")) : null,
-    type: "lora",
+    type: values.get("type"),
     title: values.get("title") ?? "",
     config,
   };
@@ -92,6 +106,8 @@ function restore() {
 }
 
 restore();
+showMethod("");
+for (const choice of form.elements.type) choice.addEventListener("change", () => showMethod(""));
 form.addEventListener("submit", submit);
 form.addEventListener("input", askReview);
 form.addEventListener("change", askReview);
