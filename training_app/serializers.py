@@ -69,7 +69,7 @@ class TrainingEstimateSerializer(serializers.Serializer):
     fits = serializers.BooleanField(
         help_text="false if a worker tried and its device had too little memory."
     )
-    source = serializers.CharField(
+    known_from = serializers.CharField(
         help_text="`measured` here, `history` of an earlier training, or empty."
     )
     measuring = serializers.BooleanField(

@@ -183,7 +183,7 @@ def estimate_training(
         "seconds_per_step": cost.seconds_per_step,
         "peak_memory_bytes": cost.peak_memory_bytes,
         "fits": cost.fits,
-        "source": cost.source,
+        "known_from": cost.source,
         "measuring": is_coming,
     }
 

@@ -67,7 +67,7 @@ def resolved(base: DiffusionModel, **config: Any) -> dict[str, Any]:
 
 def test_without_a_worker_nothing_is_wanted(api: Api, alice: User, bells: list[str]) -> None:
     answer = ask(api(alice), alice, make_base())
-    assert (answer["seconds"], answer["measuring"], answer["source"]) == (None, False, "")
+    assert (answer["seconds"], answer["measuring"], answer["known_from"]) == (None, False, "")
     assert bells == [] and not TrainingMeasurement.objects.exists()
 
 
@@ -109,11 +109,11 @@ def test_a_worker_measures_and_both_users_see_it(
         answer = ask(api(user), user, tiny_base)
         assert answer["seconds"] == 50
         assert (answer["seconds_per_step"], answer["peak_memory_bytes"]) == (0.5, 10**9)
-        assert (answer["source"], answer["measuring"], answer["fits"]) == ("measured", False, True)
+        assert (answer["known_from"], answer["measuring"], answer["fits"]) == ("measured", False, True)
     row = TrainingMeasurement.objects.get()
     assert row.device_name == "cpu"
     # What does not change the cost of a step is not measured again.
-    assert ask(api(bob), bob, tiny_base, learning_rate=1e-3, seed=5)["source"] == "measured"
+    assert ask(api(bob), bob, tiny_base, learning_rate=1e-3, seed=5)["known_from"] == "measured"
     assert ask(api(bob), bob, tiny_base, resolution=128)["measuring"]
 
 
