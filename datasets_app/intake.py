@@ -7,7 +7,6 @@ if the row is not made the file is removed. Who may do this was checked before (
 
 from __future__ import annotations
 
-import errno
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -33,11 +32,10 @@ from datasets_app.names import clean_name
 from datasets_app.refusals import Refused
 from datasets_app.sentences import sentence
 from studio_project import storage
-from studio_project.api import Problem
+from studio_project.api import Problem, disk_full, is_disk_full
 from studio_project.models import User
 
 LOOSE = 0  # the world of files that came without an archive
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SUFFIXES = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
 # A decoded picture is up to a hundred times its file: one at a time, however many people upload,
 # and always in the same thread, because each thread keeps the memory it has freed for itself.
@@ -116,7 +114,7 @@ class Intake:
         self._take_packed()
         self._caption_existing()
         if self._is_disk_full and self.result.is_empty:
-            raise storage.disk_full()
+            raise disk_full()
         return self.result
 
     @contextmanager
@@ -359,6 +357,6 @@ def _temporary_file() -> Iterator[BinaryIO]:
         with tempfile.TemporaryFile(dir=settings.FILE_UPLOAD_TEMP_DIR) as file:
             yield file  # type: ignore[misc]
     except OSError as error:
-        if error.errno in NO_ROOM:
-            raise storage.disk_full() from error
+        if is_disk_full(error):
+            raise disk_full() from error
         raise

@@ -11,6 +11,7 @@ from django.urls import reverse
 from rest_framework import serializers
 
 from generation_app.engine.request import SCHEDULERS
+from generation_app.foresight import Foresight
 from generation_app.models import GeneratedImage, GenerationJob
 from studio_project.job_serializers import FiniteField, JobSerializer
 
@@ -55,7 +56,20 @@ class GenerationEstimateSerializer(serializers.Serializer):
     total_steps = serializers.IntegerField()
     num_images = serializers.IntegerField()
     seconds = serializers.FloatField(
-        allow_null=True, help_text="null until something was painted with this base here."
+        allow_null=True,
+        help_text="The painting itself; null until something was painted on this site.",
+    )
+    load_seconds = serializers.FloatField(
+        allow_null=True, help_text="On top, on a worker that does not have the model ready."
+    )
+    basis = serializers.CharField(
+        allow_null=True,
+        help_text="From what it was told: size (this base at this size), base, device (another "
+        "one) or site (other bases).",
+    )
+    position = serializers.IntegerField(help_text="The place it would have in the queue.")
+    eta_seconds = serializers.FloatField(
+        allow_null=True, help_text="Until it is done, with all that comes before it."
     )
 
 
@@ -131,6 +145,13 @@ class GenerationSerializer(JobSerializer):
     clip_skip = serializers.IntegerField(source="parameters.clip_skip")
     images = serializers.SerializerMethodField()
     preview_url = serializers.SerializerMethodField()
+    eta_seconds = serializers.SerializerMethodField()
+
+    def get_eta_seconds(self, job: GenerationJob) -> int | None:
+        """In how many seconds it is done, while it waits too; null if that cannot be told."""
+        context: Any = self.root.context
+        foresight: Foresight = context.setdefault("foresight", Foresight(self._waiting()))
+        return foresight.eta_seconds(job)
 
     def get_url(self, job: GenerationJob) -> str:
         """Where this job is found."""

@@ -24,11 +24,14 @@ from generation_app.engine.request import (
     RequestError,
     resolve_request,
 )
+from generation_app.foresight import foresee
+from generation_app.history import Forecast, forecast
 from generation_app.models import GeneratedImage, GenerationJob
 from models_app.models import DiffusionModel
 from models_app.services import resolve_model
 from studio_project import events, jobs, storage
 from studio_project.api import Problem
+from studio_project.jobs.workers import live_workers
 from studio_project.models import User
 
 Status = GenerationJob.Status
@@ -68,6 +71,7 @@ def submit_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> Gene
     model, base = chosen.model, chosen.base
     storage.require_free_space(WORKING_BYTES)
     jobs.require_stored_room(user)
+    told = _forecast(request, base, mode)
     job = GenerationJob(
         owner=user,
         mode=mode,
@@ -80,6 +84,8 @@ def submit_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> Gene
         parameters=_parameters(request, chosen),
         total_steps=request.num_inference_steps * request.num_images,
         required_bytes=sum(needed.size_bytes for needed in chosen.all),
+        expected_seconds=told.seconds if told else None,
+        expected_load_seconds=told.load_seconds if told else None,
     )
     with transaction.atomic():
         jobs.enforce_active_cap(user)
@@ -94,30 +100,28 @@ def estimate_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> di
     """Say how long a request would take, without making it.
 
     Returns:
-        `total_steps`, `num_images`, and `seconds`: by the last request to this base, None while
-        there was none. Loading a model that is not warm comes on top.
+        `total_steps`, `num_images`; `seconds` for the painting itself, `load_seconds` for a model
+        that is not ready and `basis`, as in `history.Forecast`; `position` in the queue and
+        `eta_seconds` until it is done. None stands for what nothing here tells yet.
 
     Raises:
         Problem: As `submit_generation`.
     """
     request, chosen = _understand(user, mode, body)
-    done = GenerationJob.objects.filter(base_model=chosen.base, status=Status.COMPLETED)
-    last = done.order_by("-created_at").values("parameters", "metrics").first()
-    seconds = None
-    if last and last["metrics"].get("seconds"):
-        spent = last["metrics"]["seconds"] - last["metrics"].get("load_seconds", 0.0)
-        seconds = round(spent * _work(request.as_parameters()) / _work(last["parameters"]), 1)
+    told = _forecast(request, chosen.base, mode)
     return {
         "total_steps": request.num_inference_steps * request.num_images,
         "num_images": request.num_images,
-        "seconds": seconds,
+        "seconds": round(told.seconds, 1) if told else None,
+        "load_seconds": round(told.load_seconds, 1) if told else None,
+        "basis": told.basis if told else None,
+        **foresee(user, chosen.base, told),
     }
 
 
-def _work(parameters: Mapping[str, Any]) -> int:
-    """Return what the time of a request grows with: pixels, steps and pictures."""
-    pixels = parameters["width"] * parameters["height"]
-    return int(pixels * parameters["num_inference_steps"] * parameters["num_images"])
+def _forecast(request: GenerationRequest, base: DiffusionModel, mode: str) -> Forecast | None:
+    workers = live_workers(GenerationJob.queue_name)
+    return forecast(base, mode, request.as_parameters(), workers)
 
 
 def _understand(user: User, mode: str, body: Mapping[str, Any]) -> tuple[GenerationRequest, Chosen]:

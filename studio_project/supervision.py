@@ -125,8 +125,9 @@ def worker_stopping() -> bool:
 
 
 def note_warm(model_names: list[str]) -> None:
-    """Notes which models the engine keeps ready; the worker's next heartbeat writes it down."""
+    """Notes which models the engine keeps ready, on the worker's row and for its heartbeats."""
     _process.warm = sorted(model_names)
+    Worker.objects.filter(pk=current_worker().pk).update(warm=_process.warm)
 
 
 def warm_models() -> list[str]:

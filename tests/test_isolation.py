@@ -35,6 +35,7 @@ PUBLIC = {
     "account_reset_password_done",
     "account_reset_password_from_key",
     "account_reset_password_from_key_done",
+    "a1111-unknown",
     "account_confirm_email",
     "account_confirm_login_code",
     "account_email_verification_sent",
@@ -42,6 +43,7 @@ PUBLIC = {
     "invitation",
     "javascript-catalog",
     "mfa_authenticate",
+    "openai-unknown",
     "readyz",
     "set_language",
     "set_theme",
@@ -49,6 +51,22 @@ PUBLIC = {
 }
 # One's own things only, without naming an object.
 OWN = {
+    "a1111-embeddings",
+    "a1111-img2img",
+    "a1111-interrupt",
+    "a1111-latent-upscale-modes",
+    "a1111-loras",
+    "a1111-options",
+    "a1111-progress",
+    "a1111-refresh-checkpoints",
+    "a1111-refresh-loras",
+    "a1111-samplers",
+    "a1111-schedulers",
+    "a1111-scripts",
+    "a1111-sd-models",
+    "a1111-sd-vae",
+    "a1111-txt2img",
+    "a1111-upscalers",
     "account_change_password",
     "account_email",
     "account_reauthenticate",
@@ -73,6 +91,8 @@ OWN = {
     "mfa_view_recovery_codes",
     "model-list",
     "model_list",
+    "openai-images-generations",
+    "openai-models",
     "options",
     "queue",
     "queue-api",
@@ -217,6 +237,7 @@ def world(alice: User) -> World:
             **dict.fromkeys(
                 ["image_detail", "image-detail", "image-file", "image-thumbnail"], {"pk": made.pk}
             ),
+            "openai-model": {"reference": model.name},
             "token-detail": {"pk": token.pk},
         },
     )
@@ -283,6 +304,10 @@ def test_using_a_strangers_object_in_ones_own_work_is_refused(
             "generate-text-to-image",
             {"model": base.pk, "prompt": "x", "loras": [{"model": model, "weight": 1}]},
         ),
+        ("openai-images-generations", {"model": str(model), "prompt": "x"}),
+        ("openai-images-generations", {"model": CANARY, "prompt": "x"}),
+        ("a1111-txt2img", {"override_settings": {"sd_model_checkpoint": CANARY}}),
+        ("a1111-options", {"sd_model_checkpoint": CANARY}),
     ]
     for name, wish in wishes:
         response = client.post(reverse(name), wish, format="json")

@@ -216,7 +216,8 @@ def _settle(job: TrainingJob, outcome: Outcome, recorder: Recorder) -> None:
             recorder.note("kept", step=job.step, total=job.total_steps)
         job.write_progress(phase="registering")
         outputs = outcome.message["outputs"]
-        register_model(job, Path(outputs["weights"]), outputs.get("step", job.step))
+        kohya = Path(outputs["kohya"]) if outputs.get("kohya") else None
+        register_model(job, Path(outputs["weights"]), outputs.get("step", job.step), kohya)
         files.thin_checkpoints(job, keep=1)
         _note_cost(job, outcome.message.get("metrics") or {})
     elif outcome.kind == "error":

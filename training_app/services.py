@@ -205,9 +205,11 @@ def start_training(user: User, job: TrainingJob) -> TrainingJob:
     _check_method(job.type, base)
     images = list(DatasetImage.objects.live().filter(dataset=dataset).order_by("pk"))
     if not images:
+        message = _("The dataset “%(name)s” has no pictures.") % {"name": dataset.name}
         raise Problem(
             "dataset_empty",
-            _("The dataset “%(name)s” has no pictures.") % {"name": dataset.name},
+            message,
+            fields={"dataset_id": [message]},
             hint=_("Add some pictures, then start again."),
         )
     config = _resolve(job.config, job.type, base, len(images))

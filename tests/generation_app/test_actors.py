@@ -168,7 +168,7 @@ def test_a_worker_that_lost_the_job_stores_nothing(
     path = tmp_path / "0.png"
     path.write_bytes(picture("red"))
     image = {"index": 0, "seed": 7, "path": str(path), "width": 64, "height": 64}
-    recorder = Recorder(zombie, [0], worker)
+    recorder = Recorder(zombie, [0])
     for message in (
         {"type": "image", **image},
         {"type": "step", "step": 1, "total_steps": 2},

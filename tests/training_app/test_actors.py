@@ -20,7 +20,15 @@ from studio_project import storage, supervision
 from studio_project.child_process import Child
 from studio_project.jobs import InvalidTransition, JobLost
 from studio_project.models import User, Worker
-from tests.factories import content_of, make_base, make_dataset, make_lora, make_training, picture
+from tests.factories import (
+    content_of,
+    lora_bytes,
+    make_base,
+    make_dataset,
+    make_lora,
+    make_training,
+    picture,
+)
 from tests.worker_fixtures import Once
 from training_app import actors, files, metrics, registration, services
 from training_app.models import TrainingCheckpoint, TrainingJob
@@ -383,7 +391,7 @@ def test_a_worker_that_lost_the_job_writes_and_registers_nothing(
         with pytest.raises(JobLost):
             recorder(message)
     weights = tmp_path / "adapter.safetensors"
-    weights.write_bytes(b"weights")
+    weights.write_bytes(lora_bytes())
     with pytest.raises((JobLost, InvalidTransition)):
         registration.register_model(zombie, weights, 1)
     assert not job.metrics.exists() and not job.samples.exists() and not job.checkpoints.exists()

@@ -25,14 +25,14 @@ def training_prompts(caption: str, config: TrainingConfig, key: str) -> tuple[st
     """All prompts of a picture; the first has the tags in the order of the caption.
 
     A caption without the trigger word gets it put first; a picture without a caption is
-    trained on the trigger word and the prefix alone.
+    trained on the instance prompt, or on the trigger word and the prefix alone.
 
     Args:
         caption: What the picture's owner wrote.
         config: Trigger word, prefix, and what happens to tags.
         key: Names the picture: the same one gets the same orders in every run.
     """
-    lead, tags = _split(" ".join(caption.split()), config)
+    lead, tags = _split(" ".join(caption.split()) or config.instance_prompt, config)
     start = [*lead, config.caption_prefix] if config.caption_prefix else lead
     keep = config.keep_tokens if config.shuffle_captions else len(tags)
     kept, movable = tags[:keep], tags[keep:]

@@ -8,7 +8,6 @@ as plain values.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from training_app.trainer.fields import (
     choice,
     number,
     out_of_range,
+    require_package,
     text,
 )
 from training_app.trainer.presets import (
@@ -289,7 +289,8 @@ def resolve_config(
     given = {name: value for name, value in asked.items() if value is not None}
     settings = {**(base.get("training") or {}).get(method, {}), **given}
     _refuse_unknown(settings)
-    _require_installed(settings)
+    if settings.get("optimizer") == "adamw8bit":
+        require_package("optimizer", "bitsandbytes")
 
     preset_name = check_text(FIELDS["preset"], settings.get("preset", PRESETS[0]))
     tune = check_text(FIELDS["tune"], settings.get("tune", TUNES[method][0]))
@@ -329,12 +330,6 @@ def _require_method(method: str) -> None:
     if method not in METHODS:
         sentence = f"must be one of {', '.join(METHODS)}"
         raise ConfigError("method", sentence, "not_a_choice", choices=list(METHODS))
-
-
-def _require_installed(settings: Mapping[str, Any]) -> None:
-    if settings.get("optimizer") == "adamw8bit" and not importlib.util.find_spec("bitsandbytes"):
-        sentence = "needs bitsandbytes: install it with pip, or choose adamw"
-        raise ConfigError("optimizer", sentence, "not_installed", package="bitsandbytes")
 
 
 def _defaults_of(preset: Preset, native_size: int, base: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,11 +66,13 @@ def make_examples(images: Sequence[TrainingImage], config: TrainingConfig) -> li
     for image in images:
         bucket = choose_bucket(image.width, image.height, config.resolution)
         prompts = training_prompts(image.caption, config, image.pixel_sha256)
-        examples.append(Example(image, bucket, prompts, _variants(image, bucket, config)))
+        examples.append(Example(image, bucket, prompts, make_variants(image, bucket, config)))
     return examples
 
 
-def _variants(image: TrainingImage, bucket: Bucket, config: TrainingConfig) -> tuple[Variant, ...]:
+def make_variants(
+    image: TrainingImage, bucket: Bucket, config: TrainingConfig
+) -> tuple[Variant, ...]:
     """All crops of a picture, and each of them mirrored, without doubles.
 
     Random crops depend on the picture alone, so that every run finds them in the cache.
@@ -116,6 +118,13 @@ def read_pixels(example: Example, variant: Variant) -> torch.Tensor:
     image = image.crop((left, top, left + bucket.width, top + bucket.height))
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)
     return pixels.to(torch.float32).div(127.5).sub(1).contiguous()
+
+
+def choose_held_out(num_images: int, config: TrainingConfig) -> tuple[int, ...]:
+    """Places of the pictures that are not learned from, sorted; one picture is always left."""
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "held out"))
+    order = torch.randperm(num_images, generator=generator).tolist()
+    return tuple(sorted(order[: min(config.validation_images, num_images - 1)]))
 
 
 class ImageSampler:

@@ -6,6 +6,7 @@ Which settings there are stands in ``config``. Nothing of torch or Django is imp
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import unicodedata
 from typing import Any
@@ -55,6 +56,17 @@ def out_of_range(name: str, minimum: float, maximum: float) -> ConfigError:
     """The error of a number beyond its bounds."""
     sentence = f"must be between {minimum:g} and {maximum:g}"
     return ConfigError(name, sentence, "out_of_range", minimum=minimum, maximum=maximum)
+
+
+def require_package(field: str, package: str) -> None:
+    """Refuses a value that a package is needed for, if that is not installed.
+
+    Raises:
+        ConfigError: ``not_installed``.
+    """
+    if importlib.util.find_spec(package) is None:
+        sentence = f"needs {package}: install it with pip, or choose another value"
+        raise ConfigError(field, sentence, "not_installed", package=package)
 
 
 def check_number(field: dataclasses.Field[Any], value: Any) -> float:

@@ -135,15 +135,10 @@ def _kohya_words(request: TrainingRequest, is_dora: bool, step: int) -> dict[str
 
 def tag_frequency(request: TrainingRequest) -> dict[str, int]:
     """How often each tag (what stands between commas) occurs, the most frequent first."""
-    config, otherwise = request.config, request.config.instance_prompt
-    prompts = [
-        training_prompts(image.caption.strip() or otherwise, config, image.pixel_sha256)[0]
-        for image in request.images
-    ]
     tags = Counter(
         tag
-        for prompt in prompts
-        for part in prompt.split(",")
+        for image in request.images
+        for part in training_prompts(image.caption, request.config, "")[0].split(",")
         if (tag := part.strip()) and len(tag) <= MAX_TAG
     )
     # Of those that are alike often, the first in the alphabet: equal runs give equal files.

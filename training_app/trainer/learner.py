@@ -23,8 +23,8 @@ from training_app.trainer.request import TrainingRequest
 
 def compute_dtype(config: TrainingConfig, device: str) -> torch.dtype:
     """What the networks compute in; what learns is fp32 in any case."""
-    if config.mixed_precision == "bf16":
-        return torch.bfloat16
+    if config.mixed_precision in ("bf16", "fp16"):
+        return torch.bfloat16 if config.mixed_precision == "bf16" else torch.float16
     if config.mixed_precision == "auto" and device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.float32
@@ -84,10 +84,11 @@ class Learner:
             dtype=dtype,
             device=request.device,
         )
-        self.parameters: dict[str, torch.nn.Parameter] = {}
+        found: dict[str, torch.nn.Parameter] = {}
         for component in components:
-            self.parameters |= self._free(component)
+            found |= self._free(component)
             self.networks[component].train()
+        self.parameters = dict(sorted(found.items()))
         self.average = MovingAverage(self.parameters, config.ema_decay) if config.use_ema else None
 
     def _free(self, component: str) -> dict[str, torch.nn.Parameter]:
@@ -98,9 +99,7 @@ class Learner:
             fuse_adapters(network, ADAPTER_NAME)
             return parameters
         network.requires_grad_(True)
-        return dict(
-            sorted((f"{component}.{name}", value) for name, value in network.named_parameters())
-        )
+        return {f"{component}.{name}": value for name, value in network.named_parameters()}
 
     @property
     def denoiser(self) -> Any:
@@ -169,9 +168,7 @@ class Learner:
             if component == self._family.denoiser:
                 network.enable_gradient_checkpointing()
             else:
-                network.gradient_checkpointing_enable(
-                    gradient_checkpointing_kwargs={"use_reentrant": False}
-                )
+                network.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def copy_weights(target: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:

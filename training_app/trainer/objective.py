@@ -10,7 +10,8 @@ Song & Dhariwal 2023 (arXiv:2310.14189) eq. 7 for the pseudo-Huber loss.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -35,6 +36,12 @@ class Draws:
     variants: torch.Tensor
     keeps_caption: torch.Tensor
     captions: torch.Tensor
+
+    def chunks(self, size: int) -> Iterator[Draws]:
+        """The same in parts of at most ``size`` pictures."""
+        for start in range(0, len(self.timesteps), size):
+            part = slice(start, start + size)
+            yield Draws(*(getattr(self, field.name)[part] for field in fields(self)))
 
 
 def draw(

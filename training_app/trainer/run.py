@@ -12,7 +12,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ import numpy as np
 import torch
 
 from models_app.architectures import ARCHITECTURES
+from models_app.inspection import read_json
+from models_app.kohya_file import to_kohya
 from models_app.loading import LoadingError
 from studio_project.child_protocol import ChildError
-from training_app.trainer.cache import LatentBank, cache_latents, cache_prompts
+from training_app.trainer.attempts import train_through
+from training_app.trainer.cache import LatentBank, PromptBank, cache_latents, cache_prompts
 from training_app.trainer.checkpoint import find_checkpoint
 from training_app.trainer.checks import report_problems
 from training_app.trainer.class_images import ClassImages
@@ -31,14 +35,15 @@ from training_app.trainer.dataset import Example, make_examples
 from training_app.trainer.export import RenderSettings, export_lora, verify_export
 from training_app.trainer.files import CorruptFileError
 from training_app.trainer.folder_export import export_folder, verify_folder
-from training_app.trainer.kohya import export_kohya
 from training_app.trainer.learner import compute_dtype
-from training_app.trainer.loop import sample_now, train
+from training_app.trainer.loop import sample_now
 from training_app.trainer.memory import settle_checkpointing
 from training_app.trainer.preview import Previewer, Sample, choose_prompts
+from training_app.trainer.recovery import Adjustments, is_out_of_memory
 from training_app.trainer.reporting import Channel, Reporter, StopRun
-from training_app.trainer.request import TrainingImage, TrainingRequest
+from training_app.trainer.request import TrainingRequest
 from training_app.trainer.training import Training
+from training_app.trainer.validation import take_best
 
 WEIGHTS_NAME = "adapter.safetensors"
 KOHYA_NAME = "adapter.kohya.safetensors"
@@ -69,8 +74,7 @@ def run(channel: Channel, values: Mapping[str, Any]) -> None:
     except LoadingError as exc:
         raise ChildError("model_incompatible", detail=str(exc)) from exc
     except RuntimeError as exc:
-        # The CPU allocator has no exception class of its own.
-        if "can't allocate memory" in str(exc):
+        if is_out_of_memory(exc):
             raise ChildError("out_of_memory") from exc
         raise
 
@@ -83,13 +87,14 @@ def _run(request: TrainingRequest, reporter: Reporter) -> None:
     if request.threads > 0:
         torch.set_num_threads(request.threads)
     request.output_folder.mkdir(parents=True, exist_ok=True)
-    examples = make_examples(captioned(request), request.config)
+    examples = make_examples(request.images, request.config)
     if request.resume_folder is None:
         report_problems(examples, request, reporter)
 
-    training, previewer = _load(examples, request, reporter)
+    begin = partial(_begin, _prepare(examples, request, reporter), request, reporter)
+    training, previewer = begin(request.resume_folder, None)
     started_at, first_step = time.monotonic(), training.step
-    meter = train(training, previewer, request, reporter)
+    training, previewer, meter = train_through(training, previewer, begin, request, reporter)
     metrics = {
         "steps": training.step,
         "train_seconds": round(time.monotonic() - started_at, 3),
@@ -97,6 +102,7 @@ def _run(request: TrainingRequest, reporter: Reporter) -> None:
         "loss": meter.mean,
         "images_per_second": meter.images_per_second,
     }
+    take_best(training)
     samples = sample_now(training, previewer, reporter)
     # Everything is in the last checkpoint: a worker that must go loses nothing.
     reporter.raise_if_stopped(training.step)
@@ -109,18 +115,29 @@ def _run(request: TrainingRequest, reporter: Reporter) -> None:
     )
 
 
-def captioned(request: TrainingRequest) -> list[TrainingImage]:
-    """The pictures; in DreamBooth those without a caption have the instance prompt."""
-    return [
-        image if image.caption.strip() else replace(image, caption=request.config.instance_prompt)
-        for image in request.images
-    ]
+@dataclass(frozen=True)
+class _Material:
+    """What is trained on, ready on the device.
+
+    Attributes:
+        examples: The own pictures.
+        class_examples: Pictures of the class that is preserved.
+        latents: The posteriors of those, then of these.
+        prompts: Their conditioning; ``None`` if text encoders learn.
+        sample_prompts: What the sample pictures show.
+    """
+
+    examples: Sequence[Example]
+    class_examples: Sequence[Example]
+    latents: LatentBank
+    prompts: PromptBank | None
+    sample_prompts: Sequence[str]
 
 
-def _load(
+def _prepare(
     examples: Sequence[Example], request: TrainingRequest, reporter: Reporter
-) -> tuple[Training, Previewer]:
-    """Fills the caches, then loads what learns and the checkpoint to go on from."""
+) -> _Material:
+    """Fills the caches."""
     config = request.config
     class_examples, latents = _cache_pictures(examples, request, reporter)
     prompts = choose_prompts(examples, request)
@@ -130,25 +147,54 @@ def _load(
         dtype = compute_dtype(config, request.device)
         bank = cache_prompts([*texts, *prompts], request, dtype, reporter)
     reporter.phase("preparing")
+    return _Material(examples, class_examples, latents, bank, prompts)
+
+
+def _begin(
+    material: _Material,
+    request: TrainingRequest,
+    reporter: Reporter,
+    resume_folder: Path | None,
+    adjustments: Adjustments | None,
+) -> tuple[Training, Previewer]:
+    """Loads what learns and the checkpoint to go on from.
+
+    Args:
+        material: What is trained on.
+        request: The run.
+        reporter: Is told from where it goes on.
+        resume_folder: A checkpoint, or a folder of them.
+        adjustments: What a fault has changed; ``None`` at the beginning of the run.
+    """
     try:
-        training = Training(request, examples, latents, bank, class_examples)
+        training = Training(
+            request, material.examples, material.latents, material.prompts, material.class_examples
+        )
+    except ConfigError as exc:
+        raise ChildError("invalid_request", field=exc.field, detail=exc.message) from exc
     except ValueError as exc:
         raise ChildError("model_incompatible", detail=str(exc)) from exc
-    settle_checkpointing(training, config.gradient_checkpointing, request.device)
     checkpoint = find_checkpoint(
-        request,
+        replace(request, resume_folder=resume_folder),
         training.learner.parameters,
         lambda name: reporter.note("checkpoint_skipped", checkpoint=name),
     )
     if checkpoint is not None:
         training.restore(checkpoint)
+    if adjustments is not None:
+        training.adjustments = adjustments
+    elif checkpoint is not None:
         reporter.note("resumed", step=checkpoint.step)
     elif request.extends:
         # Without the run before, this would be another training.
         raise ChildError("checkpoint_gone")
-    elif request.resume_folder is not None:
+    elif resume_folder is not None:
         reporter.note("started_anew")
-    return training, Previewer(request, training.learner, training.prompts, prompts, reporter)
+    settle_checkpointing(training, request.config.gradient_checkpointing, request.device)
+    previewer = Previewer(
+        request, training.learner, training.prompts, material.sample_prompts, reporter
+    )
+    return training, previewer
 
 
 def _cache_pictures(
@@ -195,7 +241,9 @@ def _save(
         export_folder(paths[0], weights, request)
     else:
         export_lora(paths[0], weights, request, step)
-        export_kohya(paths[1], weights, request, step)
+        unet_config = read_json(request.base_folder / "unet" / "config.json")
+        paths[1].unlink(missing_ok=True)
+        to_kohya(*paths, architecture=request.architecture, unet_config=unet_config)
     try:
         pictures = _prove(
             paths, weights, request, settings, lambda: reporter.raise_if_stopped(step)

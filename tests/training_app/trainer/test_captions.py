@@ -10,8 +10,8 @@ from training_app.trainer.captions import training_prompts
 from training_app.trainer.config import resolve_config
 
 
-def _prompts(caption: str, key: str = "00", **asked: Any) -> tuple[str, ...]:
-    config = resolve_config(asked, architecture="sd1", num_images=10)
+def _prompts(caption: str, key: str = "00", method: str = "lora", **asked: Any) -> tuple[str, ...]:
+    config = resolve_config(asked, architecture="sd1", method=method, num_images=10)
     return training_prompts(caption, config, key)
 
 
@@ -45,6 +45,12 @@ def test_the_trigger_word_is_in_every_prompt_once(caption: str, word: str, promp
 def test_a_prefix_follows_the_trigger_word(caption: str, prompt: str) -> None:
     assert _prompts(caption, trigger_word="zorp", caption_prefix="old film") == (prompt,)
     assert _prompts("a dog", caption_prefix="old film") == ("old film, a dog",)
+
+
+def test_a_picture_without_a_caption_has_the_instance_prompt() -> None:
+    asked = {"method": "dreambooth", "trigger_word": "zorp", "instance_prompt": "a zorp"}
+    assert _prompts(" ", **asked) == ("a zorp",)
+    assert _prompts("a zorp on grass", **asked) == ("a zorp on grass",)
 
 
 def test_a_prefix_may_hold_the_trigger_word() -> None:

@@ -101,8 +101,8 @@ def test_examples_know_bucket_prompts_and_variants() -> None:
     (example,) = make_examples([image], config)
     assert example.prompts == (example.prompt,) == ("zorp, a dog",)
     assert example.bucket == Bucket(704, 320) or example.bucket.width > example.bucket.height
-    left, top = example.variants[0].left, example.variants[0].top
     assert [variant.mirrored for variant in example.variants] == [False, True]
+    left, top = example.variants[0].left, example.variants[0].top
     covered = cover_size(1000, 500, example.bucket)
     assert left == (covered[0] - example.bucket.width) // 2
     assert top == (covered[1] - example.bucket.height) // 2

@@ -19,7 +19,7 @@ from training_app.trainer.cache import cache_latents, cache_prompts
 from training_app.trainer.config import TrainingConfig, resolve_config
 from training_app.trainer.dataset import make_examples
 from training_app.trainer.learner import compute_dtype
-from training_app.trainer.learning_rate import learning_rate_at
+from training_app.trainer.learning_rate import learning_rate_factor
 from training_app.trainer.reporting import Reporter
 from training_app.trainer.request import TrainingRequest
 from training_app.trainer.run import run
@@ -50,18 +50,18 @@ def _config(**asked: Any) -> TrainingConfig:
 
 
 def test_the_learning_rate_rises_and_falls_as_said() -> None:
-    config = _config(max_train_steps=100, lr_warmup_steps=10, learning_rate=1e-3)
-    rates = [learning_rate_at(step, config) for step in range(100)]
-    assert rates[0] == pytest.approx(1e-4)
-    assert rates[9] == rates[10] == 1e-3
-    assert rates[55] == pytest.approx(5e-4)
-    assert 0 < rates[99] < 1e-6
-    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+    config = _config(max_train_steps=100, lr_warmup_steps=10)
+    factors = [learning_rate_factor(step, config) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == factors[10] == 1
+    assert factors[55] == pytest.approx(0.5)
+    assert 0 < factors[99] < 1e-3
+    assert all(a > b for a, b in itertools.pairwise(factors[10:]))
     linear = _config(max_train_steps=100, lr_warmup_steps=0, lr_scheduler="linear")
-    assert learning_rate_at(50, linear) == pytest.approx(linear.learning_rate / 2)
+    assert learning_rate_factor(50, linear) == pytest.approx(0.5)
     constant = _config(max_train_steps=100, lr_warmup_steps=0, lr_scheduler="constant")
-    assert learning_rate_at(99, constant) == constant.learning_rate
-    assert math.isfinite(learning_rate_at(0, _config(max_train_steps=1, lr_warmup_steps=99)))
+    assert learning_rate_factor(99, constant) == 1
+    assert math.isfinite(learning_rate_factor(0, _config(max_train_steps=1, lr_warmup_steps=99)))
 
 
 def test_a_cpu_computes_in_fp32_unless_asked() -> None:
@@ -73,7 +73,7 @@ def test_a_cpu_computes_in_fp32_unless_asked() -> None:
 def test_the_loss_falls(make_request: MakeRequest) -> None:
     config = {"max_train_steps": 150, "learning_rate": 5e-3, "rank": 16, "snr_gamma": 0}
     training = _training(make_request(config | {"targets": "attention+feed_forward"}))
-    losses = [training.do_step().item() for _ in range(150)]
+    losses = [training.do_step().loss.item() for _ in range(150)]
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
 
 
@@ -148,12 +148,12 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(make_request: MakeReque
     hook = training.learner.denoiser.conv_out.register_forward_hook(
         lambda module, inputs, output: output * float("nan")
     )
-    assert not torch.isfinite(training.do_step())
+    assert not torch.isfinite(training.do_step().loss)
     assert all(
         torch.equal(before[name], value) for name, value in training.learner.parameters.items()
     )
     hook.remove()
-    assert torch.isfinite(training.do_step())
+    assert torch.isfinite(training.do_step().loss)
     assert not all(
         torch.equal(before[name], value) for name, value in training.learner.parameters.items()
     )

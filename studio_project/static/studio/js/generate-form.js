@@ -6,7 +6,6 @@ import "./model-picker.js";
 
 const NUMBERS = ["width", "height", "num_images", "num_inference_steps", "guidance_scale", "seed", "clip_skip"];
 const KEPT = "studio.generate";
-const SPEED = "studio.speed";
 
 export class GenerateForm {
   constructor(element, { defaults }) {
@@ -156,30 +155,5 @@ export class GenerateForm {
       this.fields[name].value = value;
       if (name !== "prompt") this.touched.add(name);
     }
-  }
-
-  // --- how long it takes -----------------------------------------------------------------------
-  work() {
-    const value = (name) => Number(this.fields[name].value) || 0;
-    return value("num_images") * value("num_inference_steps") * value("width") * value("height");
-  }
-
-  /** Remember what a job took on this site, so that the button can say how long the next takes. */
-  learnSpeed(job) {
-    if (job.status !== "completed" || !job.started_at) return;
-    const seconds = (new Date(job.finished_at) - new Date(job.started_at)) / 1000;
-    const work = job.num_images * job.num_inference_steps * job.width * job.height;
-    const speeds = JSON.parse(localStorage.getItem(SPEED) ?? "{}");
-    const key = String(job.base_model_id);
-    const speed = seconds / work;
-    speeds[key] = speeds[key] ? speeds[key] * 0.5 + speed * 0.5 : speed;
-    localStorage.setItem(SPEED, JSON.stringify(speeds));
-  }
-
-  expectedSeconds() {
-    if (!this.model) return null;
-    const speeds = JSON.parse(localStorage.getItem(SPEED) ?? "{}");
-    const speed = speeds[String(this.model.base_model ?? this.model.id)];
-    return speed ? speed * this.work() : null;
   }
 }

@@ -9,6 +9,7 @@ import { Sitting } from "./sitting.js";
 import { Stage } from "./stage.js";
 import { toastProblem } from "./toast.js";
 
+const EXPECT_MS = 400;
 const bench = document.getElementById("workbench");
 const form = new GenerateForm(document.getElementById("generate-form"), {
   defaults: JSON.parse(bench.dataset.defaults),
@@ -17,15 +18,35 @@ const stage = new Stage({ form, schedulers: JSON.parse(bench.dataset.schedulers)
 const sitting = new Sitting(document.getElementById("sitting"), {
   onChoose: (job, image) => stage.show(job, image),
   onChanged: (job) => stage.update(job),
-  onFinished: (job) => {
-    form.learnSpeed(job);
-    showExpected();
-  },
+  onFinished: () => expectSoon(),
 });
 
-function showExpected() {
-  const seconds = form.expectedSeconds();
-  document.getElementById("expected").textContent = seconds ? interpolate(gettext("about %s"), [duration(Math.max(1, seconds))]) : "";
+let expecting = 0;
+
+/** Ask the site how long the request would take, once the person pauses. */
+function expectSoon() {
+  clearTimeout(expecting);
+  expecting = setTimeout(showExpected, EXPECT_MS);
+}
+
+async function showExpected() {
+  const place = document.getElementById("expected");
+  const asked = expecting;
+  let told;
+  try {
+    // A request that would be refused is not asked about: that would only fill the console.
+    told = form.model && form.element.checkValidity() ? await api("/api/generate/estimate", { method: "POST", json: form.body() }) : null;
+  } catch {
+    told = null;
+  }
+  if (asked === expecting) place.textContent = told ? expectedWords(told) : "";
+}
+
+function expectedWords(told) {
+  const seconds = told.eta_seconds ?? told.seconds;
+  const words = [seconds === null ? gettext("time not known yet") : interpolate(gettext("about %s"), [duration(Math.max(1, seconds))])];
+  if (told.position > 1) words.push(interpolate(gettext("place %s in the queue"), [told.position]));
+  return words.join(" · ");
 }
 
 async function submit(event) {
@@ -37,6 +58,7 @@ async function submit(event) {
     const job = await api("/api/generate/text-to-image", { method: "POST", json: form.body() });
     sitting.add(job);
     stage.follow(job);
+    expectSoon();
   } catch (problem) {
     showProblems(form.element, problem);
   } finally {
@@ -56,8 +78,8 @@ async function openWith() {
 }
 
 form.element.addEventListener("submit", submit);
-form.element.addEventListener("input", showExpected);
-form.element.addEventListener("change", showExpected);
+form.element.addEventListener("input", expectSoon);
+form.element.addEventListener("change", expectSoon);
 form.element.elements.prompt.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
@@ -67,6 +89,7 @@ form.element.elements.prompt.addEventListener("keydown", (event) => {
 on(["generation_job.changed"], (event) => sitting.apply(event));
 on(["generation_job.previewed"], (event) => stage.preview(event));
 on(["generation_job.deleted"], (event) => sitting.remove(event.id));
+on(["queue.changed"], () => sitting.refreshWaiting());
 watch(() => sitting.refresh());
-showExpected();
+expectSoon();
 openWith();
