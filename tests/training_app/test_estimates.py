@@ -109,7 +109,8 @@ def test_a_worker_measures_and_both_users_see_it(
         answer = ask(api(user), user, tiny_base)
         assert answer["seconds"] == 50
         assert (answer["seconds_per_step"], answer["peak_memory_bytes"]) == (0.5, 10**9)
-        assert (answer["known_from"], answer["measuring"], answer["fits"]) == ("measured", False, True)
+        assert (answer["known_from"], answer["measuring"]) == ("measured", False)
+        assert answer["fits"]
     row = TrainingMeasurement.objects.get()
     assert row.device_name == "cpu"
     # What does not change the cost of a step is not measured again.
