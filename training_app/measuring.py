@@ -6,20 +6,17 @@ what was wanted is then measured later. No picture and no word of a user is read
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 import time
 import uuid
 from datetime import timedelta
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.db.models import Q
 from django.utils import timezone
-from PIL import Image
 
 from studio_project.child_process import Child
 from studio_project.supervision import current_device, current_worker, worker_stopping
@@ -113,18 +110,19 @@ def _ask_child(request: dict[str, Any]) -> dict[str, Any] | None:
 
 def _request(row: TrainingMeasurement, folder: Path) -> dict[str, Any]:
     side = int(row.config["resolution"])
-    out = BytesIO()
-    Image.new("RGB", (side, side), "gray").save(out, "PNG")
-    (folder / "picture.png").write_bytes(out.getvalue())
     share = current_device().share(TrainingJob.queue_name)
-    picture = {
-        "id": 1,
-        "path": str(folder / "picture.png"),
-        "caption": "a picture",
-        "pixel_sha256": hashlib.sha256(out.getvalue()).hexdigest(),
-        "width": side,
-        "height": side,
-    }
+    # Of pictures only the sizes are looked at; a batch is full of them.
+    pictures = [
+        {
+            "id": number,
+            "path": "",
+            "caption": "",
+            "pixel_sha256": f"{number:064x}",
+            "width": side,
+            "height": side,
+        }
+        for number in range(int(row.config["train_batch_size"]))
+    ]
     return {
         "dry_run": True,
         "job_id": uuid.uuid4().hex,
@@ -132,7 +130,7 @@ def _request(row: TrainingMeasurement, folder: Path) -> dict[str, Any]:
         "architecture": row.base_model.architecture,
         "method": row.method,
         "config": row.config,
-        "images": [picture],
+        "images": pictures,
         "trigger_word": row.config["trigger_word"],
         "output_folder": str(folder / "output"),
         "cache_folder": str(folder / "cache"),
