@@ -394,9 +394,6 @@ LOGGING = {
         "console": {"class": "logging.StreamHandler", "formatter": "plain", "stream": sys.stderr}
     },
     "root": {"handlers": ["console"], "level": _read("str", "LOG_LEVEL", "INFO").upper()},
-    "loggers": {
-        "daphne": {"level": "WARNING"},
-        "django.channels.server": {"level": "WARNING"},
-    },
+    "loggers": {name: {"level": "WARNING"} for name in ("daphne", "django.channels.server")},
 }
 SITE_NAME = _("Studio")
