@@ -119,7 +119,7 @@ def read_adapter(path: Path, names: Mapping[str, Mapping[str, str]]) -> Adapter:
             parsed = parse_tensor_name(tensor)
             if parsed is None:
                 raise AdapterError("unknown_tensors", tensor[:200])
-            layer = names.get(parsed.component, {}).get(parsed.layer)
+            layer = names.get(parsed.component, {}).get(parsed.flat)
             if layer is None:
                 raise AdapterError("other_layers", tensor[:200])
             place = parts.setdefault((parsed.component, layer), {})

@@ -57,13 +57,18 @@ class TensorName:
 
     Attributes:
         component: ``unet``, ``text_encoder`` or ``text_encoder_2``.
-        layer: Flat name of the layer, see :func:`flat_layer`.
+        layer: The layer as the file names it: with dots, or all in one in kohya's layout.
         part: ``down``, ``up``, ``magnitude`` or ``alpha``.
     """
 
     component: str
     layer: str
     part: str
+
+    @property
+    def flat(self) -> str:
+        """The layer's name in which all layouts agree, see :func:`flat_layer`."""
+        return flat_layer(self.layer)
 
 
 _KOHYA = re.compile(
@@ -105,7 +110,7 @@ def parse_tensor_name(name: str) -> TensorName | None:
     """Splits the name of a tensor; ``None`` if it belongs to no LoRA of a kind known here."""
     if found := _KOHYA.fullmatch(name):
         component = _COMPONENTS[found["component"]]
-        return TensorName(component, flat_layer(found["layer"]), _PARTS[found["part"]])
+        return TensorName(component, found["layer"], _PARTS[found["part"]])
     found = _DOTTED.fullmatch(name)
     if found is None:
         return None
@@ -114,14 +119,14 @@ def parse_tensor_name(name: str) -> TensorName | None:
     if found["old"]:
         return TensorName(component, _old_layer(component, layer), found["old"])
     part = ALPHA if found["alpha"] else MAGNITUDE if found["magnitude"] else _PARTS[found["part"]]
-    return TensorName(component, flat_layer(layer), part)
+    return TensorName(component, layer, part)
 
 
 def _old_layer(component: str, layer: str) -> str:
     head, _, last = layer.rpartition(".")
     if component == "unet":
-        return flat_layer(f"{layer}.0" if last == "to_out" else layer)
-    return flat_layer(f"{head}.{_OLD_TEXT.get(last, last)}")
+        return f"{layer}.0" if last == "to_out" else layer
+    return f"{head}.{_OLD_TEXT.get(last, last)}"
 
 
 def kohya_layer(

@@ -334,7 +334,7 @@ def _adapter_architecture(header: SafetensorsHeader, downs: Mapping[str, TensorN
         return "sdxl"
     for name, one in downs.items():
         # What reads the text is as wide as the family's text encoders.
-        if one.component == "unet" and one.layer.endswith(("attn2_to_k", "attn2_to_v")):
+        if one.component == "unet" and one.flat.endswith(("attn2_to_k", "attn2_to_v")):
             return _TEXT_WIDTHS.get(header.tensors[name].shape[-1])
     return None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime, timedelta
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Self, cast
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from django.utils import timezone
 from django.utils.translation import gettext, pgettext_lazy
 from django.utils.translation import gettext_lazy as _
 
+from models_app.layouts import SUFFIX, file_keys, possible_paths
 from studio_project import events, storage
 from studio_project.models import OwnedQuerySet, User, Visibility
 
@@ -68,9 +69,8 @@ class DiffusionModelQuerySet(OwnedQuerySet):
 
         A deleted model keeps its files for a day, so that what is running with them can end.
         """
-        folders = {str(folder) for key in keys for folder in PurePosixPath(key).parents}
         rows: Any = self.filter(
-            Q(path__in=folders.union(keys)) | Q(thumbnail_key__in=keys),
+            Q(path__in=possible_paths(keys)) | Q(thumbnail_key__in=keys),
             Q(deleted_at=None) | Q(deleted_at__gt=timezone.now() - KEEP_DELETED),
         )
         return {key for model in rows for key in model.storage_keys()}.intersection(keys)
@@ -261,7 +261,7 @@ class DiffusionModel(models.Model):
     @property
     def is_file(self) -> bool:
         """True for an adapter in one file, False for a pipeline in a folder."""
-        return self.path.endswith(".safetensors")
+        return self.path.endswith(SUFFIX)
 
     @property
     def is_ready(self) -> bool:
@@ -340,7 +340,7 @@ class DiffusionModel(models.Model):
 
     def storage_keys(self) -> list[str]:
         """Return the keys of everything this row needs in the storage."""
-        keys = [self.path] if self.is_file else [f"{self.path}/{f['name']}" for f in self.files]
+        keys = file_keys(self.path, self.files)
         return [key for key in (*keys, self.thumbnail_key) if key]
 
     def write(self, *, raise_version_by: int = 1, **fields: Any) -> None:

@@ -16,6 +16,7 @@ from django.db.models.functions import Greatest
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from models_app.layouts import KOHYA, kohya_entry, kohya_key
 from models_app.models import DiffusionModel
 from models_app.texts import (
     check_default_settings,
@@ -102,6 +103,54 @@ def _ambiguous(name: str, candidates: list[DiffusionModel]) -> Problem:
         fields={"model": [message]},
         ids=[model.pk for model in candidates],
     )
+
+
+# --- downloading --------------------------------------------------------------------------------
+LAYOUTS = ("diffusers", KOHYA)
+
+
+def choose_download(model: DiffusionModel, layout: str | None) -> str | dict[str, tuple[str, int]]:
+    """Decide what of a visible model is handed over.
+
+    Args:
+        model: The model.
+        layout: One of `LAYOUTS`; None for the first.
+
+    Returns:
+        The key of one file; of a folder the key and size of every file, by its name in an archive.
+
+    Raises:
+        Problem: `invalid` for another layout, `model_unavailable`, or `download_unavailable` (409)
+            for a base model of the site and for a layout that the model does not have.
+    """
+    if layout not in (None, *LAYOUTS):
+        message = _("Choose one of: %(choices)s.") % {"choices": ", ".join(LAYOUTS)}
+        raise Problem("invalid", message, fields={"layout": [message]})
+    if not model.path:
+        raise unavailable(model)
+    if layout == KOHYA:
+        if kohya_entry(model.files) is None:
+            raise _no_download(
+                _("“%(name)s” does not exist in this layout.") % {"name": model.shown_title},
+                _("Download it without naming a layout."),
+            )
+        return kohya_key(model.path)
+    if model.is_file:
+        return model.path
+    if model.type == DiffusionModel.Type.BASE:
+        raise _no_download(
+            _("“%(name)s” is a base model of the site, which cannot be downloaded here.")
+            % {"name": model.shown_title},
+            _("It comes from: %(source)s") % {"source": model.source} if model.source else "",
+        )
+    return {
+        f"{model.name}/{entry['name']}": (f"{model.path}/{entry['name']}", entry["size"])
+        for entry in model.files
+    }
+
+
+def _no_download(message: str, hint: str) -> Problem:
+    return Problem("download_unavailable", message, status=409, hint=hint)
 
 
 # --- changing -----------------------------------------------------------------------------------

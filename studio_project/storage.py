@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -27,6 +28,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, Streami
 from django.utils.http import content_disposition_header
 
 from studio_project.api import disk_full, is_disk_full
+from studio_project.zip_stream import Member, zip_chunks, zip_length
 
 CHUNK_BYTES = 256 * 1024
 _KEY = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
@@ -249,6 +251,30 @@ def file_response(
     return _local_response(local_copy(key), request, headers, content_type)
 
 
+def zip_response(
+    entries: Mapping[str, tuple[str, int]], *, filename: str, request: HttpRequest
+) -> StreamingHttpResponse:
+    """Hand over several stored files as one archive, made while it is sent.
+
+    Args:
+        entries: Key and size of each file, by its name in the archive.
+        filename: Name to save it as.
+        request: Decides how it is streamed.
+    """
+    members = [
+        Member(name, size, partial(open_key, checked(key))) for name, (key, size) in entries.items()
+    ]
+    headers = {
+        "X-Content-Type-Options": "nosniff",
+        "Content-Disposition": content_disposition_header(True, filename) or "attachment",
+        "Cache-Control": "private, no-store",
+        "Content-Length": str(zip_length(members)),
+    }
+    return StreamingHttpResponse(
+        _streamed(zip_chunks(members), request), headers=headers, content_type="application/zip"
+    )
+
+
 def _local_response(
     path: Path, request: HttpRequest, headers: dict[str, str], content_type: str
 ) -> HttpResponse | StreamingHttpResponse:
@@ -272,10 +298,15 @@ def _local_response(
             handle.seek(start)
             body = handle.read(stop - start)
         return HttpResponse(body, status=code, headers=headers, content_type=content_type)
-    chunks = _chunks(path, start, stop)
-    # Under ASGI a synchronous iterator would be read whole into memory before the first byte.
-    stream = _async_chunks(chunks) if isinstance(request, ASGIRequest) else chunks
+    stream = _streamed(_chunks(path, start, stop), request)
     return StreamingHttpResponse(stream, status=code, headers=headers, content_type=content_type)
+
+
+def _streamed(
+    chunks: Iterator[bytes], request: HttpRequest
+) -> Iterator[bytes] | AsyncIterator[bytes]:
+    # Under ASGI a synchronous iterator would be read whole into memory before the first byte.
+    return _async_chunks(chunks) if isinstance(request, ASGIRequest) else chunks
 
 
 def _chunks(path: Path, start: int, stop: int) -> Iterator[bytes]:

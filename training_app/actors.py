@@ -16,6 +16,7 @@ from typing import Any
 import dramatiq
 from django.conf import settings
 
+from models_app.folders import INDEX_NAME
 from models_app.models import DiffusionModel
 from studio_project import storage
 from studio_project.api import Problem
@@ -140,9 +141,11 @@ def _usable_base(job: TrainingJob) -> DiffusionModel:
     if job.epoch == 1 and not usable:
         raise RefusedError("model_unavailable", model=job.base_model_name)
     try:
-        base.weights_folder()
+        folder = base.weights_folder()
     except OSError as error:
         raise RefusedError("model_unavailable", model=job.base_model_name) from error
+    if not (folder / INDEX_NAME).is_file():  # deleted, and swept
+        raise RefusedError("model_unavailable", model=job.base_model_name)
     return base
 
 
@@ -192,7 +195,8 @@ def _settle(job: TrainingJob, outcome: Outcome, recorder: Recorder) -> None:
             recorder.note("kept", step=job.step, total=job.total_steps)
         job.write_progress(phase="registering")
         outputs = outcome.message["outputs"]
-        register_model(job, Path(outputs["weights"]), outputs.get("step", job.step))
+        kohya = Path(outputs["kohya"]) if outputs.get("kohya") else None
+        register_model(job, Path(outputs["weights"]), outputs.get("step", job.step), kohya)
         files.thin_checkpoints(job, keep=1)
     elif outcome.kind == "error":
         params = outcome.message.get("params") or {}

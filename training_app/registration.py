@@ -11,14 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
+from models_app.adapter_names import KOHYA_FAMILIES
 from models_app.folders import inspect_folder
-from models_app.inspection import sha256_of
+from models_app.inspection import InspectionError, read_json
 from models_app.installation import folder_sha256, read_contents, stored
+from models_app.kohya_file import to_kohya
+from models_app.layouts import KOHYA_SUFFIX, SUFFIX, describe_adapter, kohya_key
 from models_app.models import DiffusionModel, trained_model_name
 from models_app.thumbnails import make_thumbnail
 from studio_project import storage
@@ -29,13 +34,16 @@ Columns = dict[str, Any]
 
 
 # --- when a training ends -------------------------------------------------------------------------
-def register_model(job: TrainingJob, weights: Path, step: int) -> DiffusionModel:
+def register_model(
+    job: TrainingJob, weights: Path, step: int, kohya: Path | None = None
+) -> DiffusionModel:
     """Store the weights, make the model's row and complete the job.
 
     Args:
         job: The claimed job, whose trainer has finished.
         weights: What it exported: a file of adapters, or a whole pipeline in a folder.
         step: The optimizer step whose weights these are.
+        kohya: The same adapters in kohya's layout.
 
     Raises:
         InvalidTransition: The claim is lost; nothing was registered.
@@ -44,7 +52,10 @@ def register_model(job: TrainingJob, weights: Path, step: int) -> DiffusionModel
     base = job.base_model
     if base is None:
         raise FileNotFoundError(f"the base model of {job.pk} is gone")
-    with _stored_output(job, weights) as columns, _stored_thumbnail(job, step) as thumbnail_key:
+    with (
+        _stored_output(job, weights, kohya) as columns,
+        _stored_thumbnail(job, step) as thumbnail_key,
+    ):
         job.renew_lease()
         with transaction.atomic():
             model = DiffusionModel.objects.register(
@@ -67,17 +78,18 @@ def register_model(job: TrainingJob, weights: Path, step: int) -> DiffusionModel
 
 
 @contextmanager
-def _stored_output(job: TrainingJob, weights: Path) -> Iterator[Columns]:
+def _stored_output(job: TrainingJob, weights: Path, kohya: Path | None) -> Iterator[Columns]:
     """Store what was exported for the time in which a row takes it over; see `stored`."""
     if weights.is_dir():
         with stored(read_contents(weights, inspect_folder(weights))) as columns:
             yield columns
         return
-    key = storage.new_key("models", job.pk, suffix=".safetensors")
-    with _taken_back([key]):
-        size_bytes = storage.save(key, weights)
-        entry = {"name": weights.name, "size": size_bytes, "sha256": sha256_of(weights)}
-        yield _columns_of_file(key, entry)
+    key = storage.new_key("models", job.pk, suffix=SUFFIX)
+    stored_files = {key: weights} if kohya is None else {key: weights, kohya_key(key): kohya}
+    with _taken_back(list(stored_files)):
+        for place, file in stored_files.items():
+            storage.save(place, file)
+        yield _columns_of_files(key, [describe_adapter(file) for file in stored_files.values()])
 
 
 # --- when somebody chooses a checkpoint -----------------------------------------------------------
@@ -132,24 +144,51 @@ def _copied(
     if not weights:
         raise FileNotFoundError(f"{checkpoint} has no weights")
     if weights[0]["name"] == files.ADAPTER:
-        source = f"{checkpoint.prefix}/{files.ADAPTER}"
-        key = storage.new_key("models", checkpoint.job_id, suffix=".safetensors")
-        copies, columns = {key: source}, _columns_of_file(key, weights[0])
-    else:
-        prefix = storage.new_key("models")
-        entries = _pipeline_of(checkpoint, base)
-        copies = {f"{prefix}/{name}": source for name, (source, _entry) in entries.items()}
-        contents = [entry for _source, entry in entries.values()]
-        columns = {
-            "path": prefix,
-            "files": contents,
-            "size_bytes": sum(entry["size"] for entry in contents),
-            "sha256": folder_sha256(contents),
-        }
+        with _copied_adapters(checkpoint, base) as taken:
+            yield taken
+        return
+    prefix = storage.new_key("models")
+    entries = _pipeline_of(checkpoint, base)
+    copies = {f"{prefix}/{name}": source for name, (source, _entry) in entries.items()}
+    contents = [entry for _source, entry in entries.values()]
+    columns = {
+        "path": prefix,
+        "files": contents,
+        "size_bytes": sum(entry["size"] for entry in contents),
+        "sha256": folder_sha256(contents),
+    }
     with _taken_back(list(copies)):
         for key, source in copies.items():
             storage.copy(source, key)
         yield columns, list(copies)
+
+
+@contextmanager
+def _copied_adapters(
+    checkpoint: TrainingCheckpoint, base: DiffusionModel
+) -> Iterator[tuple[Columns, list[str]]]:
+    """As `_copied`, for adapters: the file itself, and made of it the one in kohya's layout."""
+    key = storage.new_key("models", checkpoint.job_id, suffix=SUFFIX)
+    source = f"{checkpoint.prefix}/{files.ADAPTER}"
+    work = Path(settings.STUDIO_WORK_DIR)
+    work.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=work) as folder, _taken_back([key, kohya_key(key)]):
+        local, kohya = storage.local_copy(source), Path(folder) / f"adapter{KOHYA_SUFFIX}"
+        try:
+            to_kohya(local, kohya, architecture=base.architecture, unet_config=_unet_config(base))
+            entries = [describe_adapter(file) for file in (local, kohya)]
+        except InspectionError as error:
+            raise FileNotFoundError(f"{checkpoint} is damaged") from error
+        storage.copy(source, key)
+        storage.save(kohya_key(key), kohya)
+        yield _columns_of_files(key, entries), [key, kohya_key(key)]
+
+
+def _unet_config(base: DiffusionModel) -> dict[str, Any]:
+    """Return what numbers the blocks of the base's UNet, where kohya's names need it."""
+    if not KOHYA_FAMILIES[base.architecture].block_names:
+        return {}
+    return read_json(storage.local_copy(f"{base.path}/unet/config.json"))
 
 
 def _pipeline_of(
@@ -173,12 +212,13 @@ def _pipeline_of(
 
 
 # --- what both share ------------------------------------------------------------------------------
-def _columns_of_file(key: str, entry: dict[str, Any]) -> Columns:
+def _columns_of_files(key: str, entries: list[dict[str, Any]]) -> Columns:
+    """The columns of a model of adapters; the first file is the one that Studio paints with."""
     return {
         "path": key,
-        "files": [entry],
-        "size_bytes": entry["size"],
-        "sha256": entry["sha256"],
+        "files": entries,
+        "size_bytes": sum(entry["size"] for entry in entries),
+        "sha256": entries[0]["sha256"],
     }
 
 

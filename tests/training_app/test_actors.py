@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from datasets_app import services as dataset_services
 from datasets_app.models import DatasetImage
 from generation_app import actors as generation_actors
 from generation_app import services as generation_services
@@ -19,7 +20,15 @@ from studio_project import storage, supervision
 from studio_project.child_process import Child
 from studio_project.jobs import InvalidTransition, JobLost
 from studio_project.models import User, Worker
-from tests.factories import content_of, make_base, make_dataset, make_lora, make_training, picture
+from tests.factories import (
+    content_of,
+    lora_bytes,
+    make_base,
+    make_dataset,
+    make_lora,
+    make_training,
+    picture,
+)
 from tests.worker_fixtures import Once
 from training_app import actors, files, metrics, registration, services
 from training_app.models import TrainingCheckpoint, TrainingJob
@@ -291,6 +300,37 @@ def test_a_base_that_was_taken_back_is_noticed_at_the_claim(
     assert (job.status, job.error_code, children) == (Status.FAILED, "model_unavailable", [])
 
 
+def test_a_base_whose_files_were_swept_is_noticed_when_it_goes_on(
+    worker: Worker, tiny_base: DiffusionModel, alice: User, children: list[Child]
+) -> None:
+    job = queue(alice, tiny_base)
+    TrainingJob.objects.filter(pk=job.pk).update(epoch=1)  # it had begun before
+    for key in tiny_base.storage_keys():
+        storage.delete(key)
+    actors.train()
+    job.refresh_from_db()
+    assert (job.status, job.error_code, children) == (Status.FAILED, "model_unavailable", [])
+
+
+def test_pictures_deleted_after_the_start_are_trained_on_all_the_same(
+    worker: Worker, tiny_base: DiffusionModel, alice: User
+) -> None:
+    captions = ("نص " * 1300, "狐" * 4000)
+    job = services.create_training(
+        alice,
+        dataset_id=make_dataset(alice, captions=captions).pk,
+        base_model_id=tiny_base.pk,
+        config={**CONFIG, "max_train_steps": 4, "sample_every_steps": 0},
+    )
+    services.start_training(alice, job)
+    for image in DatasetImage.objects.all():
+        dataset_services.delete_image(alice, image)
+    actors.train()
+    job.refresh_from_db()
+    assert job.status == Status.COMPLETED, job.log_tail
+    assert job.notes.filter(code="text_too_long", params__count=2).exists()
+
+
 def test_a_full_disk_fails_with_a_sentence(
     worker: Worker, tiny_base: DiffusionModel, alice: User, settings: Any
 ) -> None:
@@ -351,7 +391,7 @@ def test_a_worker_that_lost_the_job_writes_and_registers_nothing(
         with pytest.raises(JobLost):
             recorder(message)
     weights = tmp_path / "adapter.safetensors"
-    weights.write_bytes(b"weights")
+    weights.write_bytes(lora_bytes())
     with pytest.raises((JobLost, InvalidTransition)):
         registration.register_model(zombie, weights, 1)
     assert not job.metrics.exists() and not job.samples.exists() and not job.checkpoints.exists()

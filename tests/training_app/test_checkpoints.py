@@ -14,11 +14,13 @@ from django.db import connection
 from django.utils import timezone
 from rest_framework.test import APIClient
 
+from models_app.layouts import kohya_key
 from models_app.models import DiffusionModel
 from studio_project import storage
 from studio_project.models import User, Worker
 from tests.factories import (
     content_of,
+    lora_bytes,
     make_base,
     make_base_of,
     make_training,
@@ -33,6 +35,7 @@ from training_app.recording import Recorder
 
 Api = Callable[[User | None], APIClient]
 Status = TrainingJob.Status
+LORA = lora_bytes()
 WHOLE = (files.ADAPTER, "optimizer.safetensors", "random.safetensors", "state.json")
 
 
@@ -71,14 +74,14 @@ def chosen(user: User, **fields: Any) -> TrainingCheckpoint:
     }
     job = make_training(user, **{**values, **fields})
     prefix = f"jobs/{job.pk}/1/step-00000050"
-    storage.save(f"{prefix}/{files.ADAPTER}", b"weights")
+    storage.save(f"{prefix}/{files.ADAPTER}", LORA)
     return TrainingCheckpoint.objects.create(
         job=job,
         epoch=1,
         step=50,
         prefix=prefix,
-        files=[entry(files.ADAPTER, b"weights")],
-        size_bytes=7,
+        files=[entry(files.ADAPTER, LORA)],
+        size_bytes=len(LORA),
         is_whole=False,
     )
 
@@ -144,7 +147,7 @@ def test_unchosen_ones_go_after_two_weeks_and_those_of_a_live_training_stay(
     assert not storage.exists(f"{expired.prefix}/{files.ADAPTER}")
     registered.refresh_from_db()
     assert (registered.prefix, registered.model) == ("", model)
-    assert content_of(model.path) == b"weights"
+    assert content_of(model.path) == LORA
     for row in (recent, live, begun_from):
         assert storage.exists(f"{row.prefix}/{files.ADAPTER}")
 
@@ -169,7 +172,7 @@ def test_checkpoints_are_listed_with_their_samples(api: Api, alice: User) -> Non
         )
     (row,) = api(alice).get(f"/api/training/{job.pk}/checkpoints/").json()["results"]
     assert [sample["step"] for sample in row["samples"]] == [50]
-    assert (row["step"], row["size_bytes"], row["held_out_loss"]) == (50, 7, None)
+    assert (row["step"], row["size_bytes"], row["held_out_loss"]) == (50, len(LORA), None)
     assert (row["available"], row["can_resume"], row["model"]) == (True, False, None)
     expires = job.finished_at + timedelta(days=14)
     assert row["expires_at"] == expires.isoformat().replace("+00:00", "Z")
@@ -188,12 +191,14 @@ def test_a_checkpoint_becomes_a_model_once(api: Api, alice: User) -> None:
     model = DiffusionModel.objects.get(pk=first.json()["id"])
     assert (model.title, model.type, model.owner) == ("Zuri early", "lora", alice)
     assert (model.base_model, model.trigger_words) == (checkpoint.job.base_model, ["zuri"])
-    assert content_of(model.path) == b"weights"
+    assert content_of(model.path) == LORA
     assert model.thumbnail_key and storage.exists(model.thumbnail_key)
     again = client.post(path_of(checkpoint), {})
     assert (again.status_code, again.json()["id"]) == (200, model.pk)
     alice.refresh_from_db()
-    assert alice.stored_bytes == 7
+    kohya = content_of(kohya_key(model.path))
+    assert alice.stored_bytes == model.size_bytes == len(LORA) + len(kohya)
+    assert b"lora_unet_mid_block_attentions_0" in kohya
     checkpoint.job.refresh_from_db()
     assert checkpoint.job.output_model is None  # that one is chosen by itself
     assert checkpoint.job.notes.filter(code="chosen").count() == 1
@@ -223,12 +228,17 @@ def test_a_double_click_makes_one_model(alice: User, settings: Any) -> None:
     assert len(models) == 1
     assert DiffusionModel.objects.filter(owner=alice).count() == 1
     stored = list((settings.MEDIA_ROOT / "models").rglob("*.safetensors"))
-    assert len(stored) == 1
+    assert sorted(path.name.partition(".")[2] for path in stored) == [
+        "kohya.safetensors", "safetensors",
+    ]  # fmt: skip
 
 
 def test_what_is_gone_cannot_be_chosen(api: Api, alice: User) -> None:
     checkpoint = chosen(alice)
     storage.delete(f"{checkpoint.prefix}/{files.ADAPTER}")
+    answer = api(alice).post(path_of(checkpoint))
+    assert (answer.status_code, answer.json()["code"]) == (409, "checkpoint_gone")
+    storage.save(f"{checkpoint.prefix}/{files.ADAPTER}", LORA[:-1])
     answer = api(alice).post(path_of(checkpoint))
     assert (answer.status_code, answer.json()["code"]) == (409, "checkpoint_gone")
     files.drop_checkpoints(checkpoint.job)
@@ -282,4 +292,4 @@ def test_deleting_a_training_keeps_the_models_of_its_checkpoints(alice: User) ->
     model, _new = _register(alice, checkpoint)
     services.delete_training(alice, checkpoint.job)
     model.refresh_from_db()
-    assert content_of(model.path) == b"weights"
+    assert content_of(model.path) == LORA

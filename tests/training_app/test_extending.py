@@ -127,7 +127,9 @@ def test_what_another_training_begins_from_cannot_be_deleted(
 def test_its_last_checkpoint_gone_before_it_starts_ends_it_with_a_sentence(
     worker: Worker, api: Api, alice: User, done: TrainingJob
 ) -> None:
-    DiffusionModel.objects.update(path="models/nowhere")
+    base = done.base_model
+    storage.save(f"{base.path}/model_index.json", b"{}")
+    DiffusionModel.objects.filter(pk=base.pk).update(files=[{"name": "model_index.json"}])
     longer = TrainingJob.objects.get(pk=extend(api(alice), done).json()["id"])
     files.drop_checkpoints(done)
     actors.train()

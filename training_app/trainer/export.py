@@ -1,8 +1,8 @@
 """The weights file that a training leaves: written, and proven by loading it again.
 
 The layout is diffusers'. The header carries the adapters' own settings, without which a
-reader takes alpha for rank. ``kohya`` writes the same for other programs, and what is
-proven here is proven of both.
+reader takes alpha for rank. ``models_app.kohya_file`` makes of it the same for other
+programs, and what is proven here is proven of both.
 """
 
 from __future__ import annotations

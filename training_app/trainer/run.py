@@ -19,6 +19,8 @@ import numpy as np
 import torch
 
 from models_app.architectures import ARCHITECTURES
+from models_app.inspection import read_json
+from models_app.kohya_file import to_kohya
 from models_app.loading import LoadingError
 from studio_project.child_protocol import ChildError
 from training_app.trainer.attempts import train_through
@@ -31,7 +33,6 @@ from training_app.trainer.dataset import Example, make_examples
 from training_app.trainer.export import RenderSettings, export_lora, verify_export
 from training_app.trainer.files import CorruptFileError
 from training_app.trainer.folder_export import export_folder, verify_folder
-from training_app.trainer.kohya import export_kohya
 from training_app.trainer.learner import compute_dtype
 from training_app.trainer.loop import sample_now
 from training_app.trainer.memory import peak_memory_bytes, settle_checkpointing
@@ -252,7 +253,9 @@ def _save(
         export_folder(paths[0], weights, request)
     else:
         export_lora(paths[0], weights, request, step)
-        export_kohya(paths[1], weights, request, step)
+        unet_config = read_json(request.base_folder / "unet" / "config.json")
+        paths[1].unlink(missing_ok=True)
+        to_kohya(*paths, architecture=request.architecture, unet_config=unet_config)
     try:
         pictures = _prove(
             paths, weights, request, settings, lambda: reporter.raise_if_stopped(step)

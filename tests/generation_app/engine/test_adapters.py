@@ -89,7 +89,7 @@ def as_kohya(lora: Path, path: Path, alpha: float = 7.0) -> Path:
         parsed = parse_tensor_name(key)
         assert parsed is not None
         prefix = "lora_unet" if parsed.component == "unet" else "lora_te_text_model"
-        name = f"{prefix}_{parsed.layer}"
+        name = f"{prefix}_{parsed.flat}"
         if parsed.part == "magnitude":
             sides = 3 if value.ndim == 4 else 1
             weights[f"{name}.dora_scale"] = value.reshape(-1, *[1] * sides).contiguous()

@@ -12,12 +12,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from models_app.architectures import ARCHITECTURES
+from models_app.inspection import read_json
+from models_app.kohya_file import to_kohya
 from models_app.loading import load_components, make_pipeline
 from studio_project.child_protocol import ChildError
 from training_app.trainer.adapters import add_adapters
 from training_app.trainer.export import RenderSettings, export_lora, read_lora, verify_export
 from training_app.trainer.files import CorruptFileError, pack_tensors, read_tensors, write_file
-from training_app.trainer.kohya import export_kohya
 from training_app.trainer.learner import copy_weights
 from training_app.trainer.request import TrainingRequest
 
@@ -160,7 +161,12 @@ def test_a_file_that_holds_something_else_is_not_proven(
         )[0]
 
     export_lora(tmp_path / "a.safetensors", parameters, request_, 12)
-    export_kohya(tmp_path / "k.safetensors", parameters, request_, 12)
+    to_kohya(
+        tmp_path / "a.safetensors",
+        tmp_path / "k.safetensors",
+        architecture="sd1",
+        unet_config=read_json(request_.base_folder / "unet" / "config.json"),
+    )
     name = next(iter(parameters))
     for file in ("a.safetensors", "k.safetensors"):
         assert verify(file, dict(parameters)).shape == (64, 64, 3)

@@ -15,16 +15,16 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from models_app.adapter_loading import layer_names, put_on, read_adapter
 from models_app.adapter_names import flat_layer, kohya_layer, parse_tensor_name
-from models_app.inspection import inspect_adapter
+from models_app.inspection import InspectionError, inspect_adapter, read_json
+from models_app.kohya_file import to_kohya
 from models_app.loading import load_pipeline
 from tests.tiny import make_tiny_sd, make_tiny_sdxl
 from training_app.trainer.adapters import TARGETS, TEXT_ENCODER_TARGETS
 from training_app.trainer.export import export_lora, read_lora
-from training_app.trainer.kohya import export_kohya
 from training_app.trainer.request import TrainingRequest
 
 RANK, ALPHA = 4, 10.0
@@ -107,7 +107,8 @@ def train(
         *(folder / f"{name}.safetensors" for name in ("diffusers", "kohya")),
     )
     export_lora(made.diffusers, parameters, request, 12)
-    export_kohya(made.kohya, parameters, request, 12)
+    unet_config = read_json(base / "unet" / "config.json")
+    to_kohya(made.diffusers, made.kohya, architecture=architecture, unet_config=unet_config)
     return made
 
 
@@ -333,7 +334,7 @@ def test_names_of_every_layout_are_understood(
     name: str, expected: tuple[str, str, str] | None
 ) -> None:
     parsed = parse_tensor_name(name)
-    assert (parsed and dataclasses.astuple(parsed)) == expected
+    assert (parsed and (parsed.component, parsed.flat, parsed.part)) == expected
 
 
 def test_flat_names_agree_with_and_without_the_lost_level() -> None:
@@ -410,6 +411,20 @@ def test_equal_runs_give_equal_files(
     assert first.diffusers.read_bytes() == second.diffusers.read_bytes()
 
 
+def test_what_is_no_file_of_ours_is_refused_and_nothing_is_left(
+    bases: dict[str, Path], request_for: Callable[[str], TrainingRequest], tmp_path: Path
+) -> None:
+    made = train(bases["sdxl"], "sdxl", request_for("sdxl"), tmp_path, dora=False)
+    without_alpha = tmp_path / "bare.safetensors"
+    save_file(load_file(made.diffusers), without_alpha)
+    for source, family in ((made.kohya, "sdxl"), (without_alpha, "sdxl"), (made.diffusers, "sd1")):
+        with pytest.raises(InspectionError):
+            to_kohya(source, tmp_path / "new", architecture=family, unet_config={})
+        assert not (tmp_path / "new").exists()
+    with pytest.raises(FileExistsError):
+        train(bases["sdxl"], "sdxl", request_for("sdxl"), tmp_path, dora=False)
+
+
 def test_captions_of_any_length_leave_a_bounded_header(
     request_for: Callable[[str], TrainingRequest], tmp_path: Path
 ) -> None:
@@ -424,7 +439,7 @@ def test_captions_of_any_length_leave_a_bounded_header(
         for half, shape in (("A", (RANK, 4, 3, 3)), ("B", (32, RANK, 1, 1)))
     }
     path = tmp_path / "a.safetensors"
-    export_kohya(path, parameters, dataclasses.replace(request, images=images), 1)
+    export_lora(path, parameters, dataclasses.replace(request, images=images), 1)
     assert path.stat().st_size < 200_000
     tags = json.loads(_words(path)["ss_tag_frequency"])["dataset"]
     assert (len(tags), tags["common"]) == (500, 2000)
