@@ -1,6 +1,6 @@
-"""What a PNG says about how it was made.
+"""What a file says about how it was made.
 
-Two texts go into each file: ``parameters``, in the form that AUTOMATIC1111 made common and most
+Two texts go into each picture: ``parameters``, in the form that AUTOMATIC1111 made common and most
 programs read, and ``studio``, our own JSON, which is exact and complete. Neither holds a path. The
 readers need Pillow only, no torch.
 
@@ -15,11 +15,12 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from generation_app.engine.vocabulary import SCHEDULERS, canonical_scheduler
@@ -28,6 +29,7 @@ STUDIO_KEY = "studio"
 A1111_KEY = "parameters"
 FORMAT_VERSION = 1
 MAX_TEXT_CHARACTERS = 200_000
+_MAX_EXIF_BYTES = 60_000
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 _NEGATIVE = "Negative prompt: "
@@ -100,12 +102,19 @@ def _unquote(text: str) -> str:
         return text
 
 
-def save_png(image: Image.Image, path: Path, parameters: dict[str, Any]) -> int:
+def own_json(parameters: dict[str, Any]) -> str:
+    """Write resolved parameters as our own JSON, exact and complete."""
+    return json.dumps(parameters, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def save_picture(image: Image.Image, path: Path, parameters: dict[str, Any]) -> int:
     """Write a picture with its parameters, whole or not at all.
+
+    PNG and WebP keep the pixels exactly; JPEG is of quality 95 without chroma subsampling.
 
     Args:
         image: The picture.
-        path: Where it goes; the folder exists.
+        path: Where it goes; the folder exists and the suffix (png, webp, jpeg) names the format.
         parameters: Every resolved value, as plain JSON.
 
     Returns:
@@ -114,14 +123,50 @@ def save_png(image: Image.Image, path: Path, parameters: dict[str, Any]) -> int:
     Raises:
         OSError: The disk is full or gone; nothing is left behind.
     """
-    info = PngInfo()
-    info.add_text(A1111_KEY, a1111_text(parameters))
-    own = json.dumps(parameters, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    info.add_itxt(STUDIO_KEY, own)
+    options: dict[str, Any]
+    if path.suffix == ".png":
+        info = PngInfo()
+        info.add_text(A1111_KEY, a1111_text(parameters))
+        info.add_itxt(STUDIO_KEY, own_json(parameters))
+        options = {"format": "PNG", "pnginfo": info}
+    elif path.suffix == ".webp":
+        options = {"format": "WEBP", "lossless": True, "exif": exif_of(parameters)}
+    else:
+        exif = exif_of(parameters)
+        options = {"format": "JPEG", "quality": 95, "subsampling": 0, "exif": exif}
+    return write_aside(path, lambda file: image.save(file, **options))
+
+
+def exif_of(parameters: dict[str, Any]) -> bytes:
+    """Return EXIF data that says how a picture was made, for formats without texts of their own.
+
+    The form of AUTOMATIC1111 stands in ``UserComment``, as other programs expect it, and our JSON
+    in ``MakerNote``. JPEG holds 64 KB of it; with prompts beyond that our JSON is left out.
+    """
+    exif = Image.Exif()
+    inner = exif.get_ifd(ExifTags.IFD.Exif)
+    comment = a1111_text(parameters) if "prompt" in parameters else ""
+    if comment:
+        inner[ExifTags.Base.UserComment] = b"UNICODE\0" + comment.encode("utf-16-be")
+    note = STUDIO_KEY.encode() + b"\0" + own_json(parameters).encode()
+    if len(note) + 2 * len(comment) < _MAX_EXIF_BYTES:
+        inner[ExifTags.Base.MakerNote] = note
+    return exif.tobytes()
+
+
+def write_aside(path: Path, write: Callable[[BinaryIO], object]) -> int:
+    """Let a file be written under another name and bring it to its own when it is whole.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        OSError: The disk is full or gone; nothing is left behind.
+    """
     aside = path.with_name(f".{path.name}.part")
     try:
-        with aside.open("wb") as file:
-            image.save(file, format="PNG", pnginfo=info)
+        with aside.open("w+b") as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

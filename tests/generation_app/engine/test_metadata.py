@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from generation_app.engine.metadata import a1111_text, parse_a1111, read_parameters, save_png
+from generation_app.engine.metadata import a1111_text, parse_a1111, read_parameters, save_picture
 from generation_app.engine.resident import Engine
 from tests.generation_app.engine.conftest import Recorder
 
@@ -32,7 +32,7 @@ PARAMETERS: dict[str, Any] = {
 
 
 def write(path: Path, parameters: dict[str, Any]) -> Path:
-    save_png(Image.new("RGB", (8, 8)), path, parameters)
+    save_picture(Image.new("RGB", (8, 8)), path, parameters)
     return path
 
 
