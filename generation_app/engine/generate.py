@@ -7,6 +7,7 @@ made again alone, bit for bit. It neither loads pipelines nor catches failures; 
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from generation_app.engine.schedulers import build_scheduler
 from generation_app.engine.work import Line, Stopwatch, Work
 
 _CPU = torch.device("cpu")
+_length = attrgetter("tokens")
 # Makes the start of one pass with a fresh noise scheduler and the picture's own generator.
 StartOf = Callable[[Any, torch.Generator], starts.Start]
 
@@ -73,11 +75,13 @@ class Pictures(Work):
     def notes(self) -> list[dict[str, Any]]:
         """Say what the person should know: a prompt that is longer than the model reads."""
         found = []
-        for field in ("prompt", "negative_prompt"):
-            text = getattr(self._request, field)
-            tokens, limit = prompts.count_tokens(self._warm.pipe, text)
-            if tokens > limit:
-                params = {"field": field, "tokens": tokens, "limit": limit}
+        for field, texts in (
+            ("prompt", self._order.prompts),
+            ("negative_prompt", (self._request.negative_prompt,)),
+        ):
+            read = max((prompts.understand(self._warm.pipe, t) for t in texts), key=_length)
+            if read.tokens > read.limit:
+                params = {"field": field, "tokens": read.tokens, "limit": read.limit}
                 found.append({"code": "prompt_truncated", "params": params})
         return found
 
@@ -86,7 +90,16 @@ class Pictures(Work):
         positive = self._embed(prompt, negative=False)
         if not needs_negative(self._warm.pipe, self._request.guidance_scale):
             return positive, None
-        return positive, self._embed(self._request.negative_prompt, negative=True)
+        text = self._request.negative_prompt
+        negative = self._embed(text, negative=True)
+        lengths = [embedded.prompt_embeds.shape[1] for embedded in (positive, negative)]
+        if lengths[0] > lengths[1]:
+            # Without a negative prompt its filler is what stands for none (SDXL: zeros).
+            filler = self._embed("", negative=not text)
+            negative = prompts.lengthened(negative, lengths[0], filler)
+        elif lengths[0] < lengths[1]:
+            positive = prompts.lengthened(positive, lengths[1], self._embed("", negative=False))
+        return positive, negative
 
     def _embed(self, text: str, *, negative: bool) -> prompts.Embeddings:
         warm, clip_skip = self._warm, self._request.clip_skip
