@@ -30,8 +30,10 @@ run: setup
 demo: setup
 	$(BIN)/python manage.py demo_workflow
 
+# Two cores are shared by file: what needs real processes waits on them more than it computes.
 test: setup browser
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not e2e" -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m e2e -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from django.core.cache import cache
 from django.test import Client
 from rest_framework.test import APIClient
 
+from studio_project import events
 from studio_project.models import User
 
 
@@ -31,6 +33,19 @@ def _own_files(settings: Any, tmp_path: Path) -> None:
         },
     }
     settings.STUDIO_WORK_DIR = tmp_path / "work"
+
+
+@pytest.fixture(autouse=True)
+def _own_events() -> Iterator[None]:
+    """Let no event of one test reach the sockets of the next: the queue's bell rings late."""
+    yield
+    bell = events._queue_bell
+    with bell._lock:
+        bell._pending = None
+    deadline = time.monotonic() + events.SEND_SECONDS
+    while events._sender._in_flight:
+        assert time.monotonic() < deadline, "events are still being sent"
+        time.sleep(0.001)
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from generation_app.engine.resident import Engine
 from generation_app.engine.schedulers import build_scheduler
 from generation_app.engine.vocabulary import SCHEDULERS
 from models_app.loading import load_pipeline
-from tests.generation_app.engine.conftest import Recorder, make_lora, make_tiny_sdxl
-from tests.tiny import make_tiny_sd
+from tests.generation_app.engine.conftest import Recorder, make_lora
+from tests.tiny import make_tiny_sd, make_tiny_sdxl
 
 Order = Callable[..., dict[str, Any]]
 
@@ -172,10 +172,8 @@ def test_progress_counts_over_all_images(order: Order) -> None:
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 @pytest.mark.parametrize("negative_prompt", ["", "a dog"])
-def test_sdxl_equals_plain_diffusers(
-    base: Path, tmp_path: Path, order: Order, negative_prompt: str
-) -> None:
-    base = make_tiny_sdxl(tmp_path / "xl", base / "tokenizer")
+def test_sdxl_equals_plain_diffusers(tmp_path: Path, order: Order, negative_prompt: str) -> None:
+    base = make_tiny_sdxl(tmp_path / "xl")
     lora = make_lora(base, tmp_path / "xl.safetensors", kind="sdxl")
     message = order(
         base_folder=str(base),

@@ -22,8 +22,8 @@ from generation_app.engine.resident import Engine
 from generation_app.engine.schedulers import build_scheduler
 from generation_app.engine.vocabulary import SCHEDULERS
 from models_app.loading import load_pipeline
-from tests.generation_app.engine.conftest import Recorder, make_tiny_sdxl
-from tests.tiny import make_tiny_sd
+from tests.generation_app.engine.conftest import Recorder
+from tests.tiny import make_tiny_sd, make_tiny_sdxl
 
 Order = Callable[..., dict[str, Any]]
 
@@ -50,7 +50,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]
     yield {
         "sd1": sd1,
         "sd2": make_tiny_sd(folder / "sd2", prediction_type="v_prediction", seed=1),
-        "sdxl": make_tiny_sdxl(folder / "sdxl", sd1 / "tokenizer"),
+        "sdxl": make_tiny_sdxl(folder / "sdxl"),
         "nine": make_tiny_sd(folder / "nine", in_channels=9, seed=2),
     }
 

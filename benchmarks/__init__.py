@@ -1,0 +1,1 @@
+"""Measurements: each runs ours and a peer side by side and prints ratios. None is a test."""
