@@ -1,8 +1,8 @@
 """What a file says about how it was made.
 
 Two texts go into each picture: ``parameters``, in the form that AUTOMATIC1111 made common and most
-programs read, and ``studio``, our own JSON, which is exact and complete. Neither holds a path. The
-readers need Pillow only, no torch.
+programs read, and ``studio``, our own JSON, which is exact and complete. Neither holds a path.
+``recall`` reads them back. Pillow only, no torch.
 
 Source of the ``parameters`` form: stable-diffusion-webui, modules/processing.py (create_infotext)
 and modules/infotext_utils.py (parse_generation_parameters).
@@ -14,7 +14,6 @@ import functools
 import json
 import os
 import re
-import warnings
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,18 +22,14 @@ from typing import Any, BinaryIO
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
-from generation_app.engine.vocabulary import SCHEDULERS, canonical_scheduler
+from generation_app.engine.vocabulary import SCHEDULERS
 
 STUDIO_KEY = "studio"
 A1111_KEY = "parameters"
 FORMAT_VERSION = 1
-MAX_TEXT_CHARACTERS = 200_000
 _MAX_EXIF_BYTES = 60_000
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
-
-_NEGATIVE = "Negative prompt: "
-_PAIR = re.compile(r'\s*([\w][\w \-/]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
-_LORA_TAG = re.compile(r"\s*<lora:([^:<>]+):(-?\d+(?:\.\d+)?)>")
+NEGATIVE = "Negative prompt: "
 
 
 @functools.cache
@@ -69,6 +64,15 @@ def a1111_text(parameters: dict[str, Any]) -> str:
         "Model hash": model["sha256"][:10],
         "Model": model["name"],
     }
+    if "strength" in parameters:
+        pairs["Denoising strength"] = f"{parameters['strength']:g}"
+    if "mask_blur" in parameters:
+        pairs["Mask blur"] = parameters["mask_blur"]
+    if parameters.get("hires_scale", 1) > 1:
+        pairs["Denoising strength"] = f"{parameters['hires_strength']:g}"
+        pairs["Hires upscale"] = f"{parameters['hires_scale']:g}"
+        pairs["Hires steps"] = parameters["hires_steps"]
+        pairs["Hires upscaler"] = parameters["hires_upscaler"].capitalize()
     if parameters.get("clip_skip"):
         pairs["Clip skip"] = parameters["clip_skip"] + 1  # there 1 means the last layer
     if loras:
@@ -78,7 +82,7 @@ def a1111_text(parameters: dict[str, Any]) -> str:
     pairs["Version"] = f"Studio (diffusers {diffusers})" if diffusers else "Studio"
     lines = [parameters["prompt"] + tags if parameters["prompt"] else tags.strip()]
     if parameters["negative_prompt"]:
-        lines.append(_NEGATIVE + parameters["negative_prompt"])
+        lines.append(NEGATIVE + parameters["negative_prompt"])
     lines.append(", ".join(f"{key}: {_quote(value)}" for key, value in pairs.items()))
     return "\n".join(lines)
 
@@ -90,16 +94,6 @@ def _tag_name(name: str) -> str:
 def _quote(value: Any) -> str:
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if re.search(r'[,:\n"]', text) else text
-
-
-def _unquote(text: str) -> str:
-    text = text.strip()
-    if len(text) < 2 or not (text.startswith('"') and text.endswith('"')):
-        return text
-    try:
-        return str(json.loads(text))
-    except ValueError:
-        return text
 
 
 def own_json(parameters: dict[str, Any]) -> str:
@@ -145,11 +139,12 @@ def exif_of(parameters: dict[str, Any]) -> bytes:
     """
     exif = Image.Exif()
     inner = exif.get_ifd(ExifTags.IFD.Exif)
-    comment = a1111_text(parameters) if "prompt" in parameters else ""
-    if comment:
-        inner[ExifTags.Base.UserComment] = b"UNICODE\0" + comment.encode("utf-16-be")
+    comment = b""
+    if "prompt" in parameters:
+        comment = a1111_text(parameters).encode("utf-16-be")[:_MAX_EXIF_BYTES]
+        inner[ExifTags.Base.UserComment] = b"UNICODE\0" + comment
     note = STUDIO_KEY.encode() + b"\0" + own_json(parameters).encode()
-    if len(note) + 2 * len(comment) < _MAX_EXIF_BYTES:
+    if len(note) + len(comment) < _MAX_EXIF_BYTES:
         inner[ExifTags.Base.MakerNote] = note
     return exif.tobytes()
 
@@ -174,86 +169,3 @@ def write_aside(path: Path, write: Callable[[BinaryIO], object]) -> int:
         aside.unlink(missing_ok=True)
         raise
     return path.stat().st_size
-
-
-def read_parameters(path: Path) -> dict[str, Any] | None:
-    """Read how a picture was made.
-
-    Args:
-        path: A PNG of ours or of AUTOMATIC1111.
-
-    Returns:
-        Our own JSON if it is there, else what the ``parameters`` text tells, under our names; None
-        if the file says nothing.
-
-    Raises:
-        OSError: The file is not a picture.
-    """
-    with warnings.catch_warnings():
-        # Only the text is wanted: a large picture is not decoded, so its size is no danger.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            with Image.open(path) as image:
-                texts = dict(image.info)
-        except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise OSError(f"cannot identify image file: {error}") from error
-    own = texts.get(STUDIO_KEY)
-    if isinstance(own, str) and len(own) <= MAX_TEXT_CHARACTERS:
-        try:
-            found = json.loads(own)
-        except ValueError:
-            found = None
-        if isinstance(found, dict):
-            return found
-    text = texts.get(A1111_KEY)
-    return parse_a1111(text) if isinstance(text, str) and text.strip() else None
-
-
-def parse_a1111(text: str) -> dict[str, Any]:
-    """Read the ``parameters`` text of AUTOMATIC1111 and programs that write like it.
-
-    Args:
-        text: The text, at most 200,000 characters of it are read.
-
-    Returns:
-        What was found, under our names; ``loras`` come from the tags in the prompt.
-    """
-    lines = text[:MAX_TEXT_CHARACTERS].strip().split("\n")
-    pairs: dict[str, str] = {}
-    if len(_PAIR.findall(lines[-1])) >= 3:
-        pairs = {key.strip(): _unquote(value) for key, value in _PAIR.findall(lines.pop())}
-    start = next((i for i, line in enumerate(lines) if line.startswith(_NEGATIVE.strip())), None)
-    prompt = "\n".join(lines[:start])
-    found: dict[str, Any] = {"negative_prompt": ""}
-    if start is not None:
-        found["negative_prompt"] = "\n".join(lines[start:]).removeprefix(_NEGATIVE.strip()).strip()
-    found["loras"] = [
-        {"name": name, "weight": float(weight)} for name, weight in _LORA_TAG.findall(prompt)
-    ]
-    found["prompt"] = _LORA_TAG.sub("", prompt).strip()
-    found.update(_named(pairs))
-    return found
-
-
-def _named(pairs: dict[str, str]) -> dict[str, Any]:
-    """Bring the pairs of the last line to our names; what cannot be read is left out."""
-    found: dict[str, Any] = {}
-    for key, name, kind in (
-        ("Steps", "num_inference_steps", int),
-        ("CFG scale", "guidance_scale", float),
-        ("Seed", "seed", int),
-    ):
-        try:
-            found[name] = kind(pairs[key])
-        except (KeyError, ValueError):
-            continue
-    scheduler = canonical_scheduler(pairs.get("Sampler", ""), pairs.get("Schedule type", ""))
-    if scheduler is not None:
-        found["scheduler"] = scheduler
-    if size := re.fullmatch(r"(\d{1,6})x(\d{1,6})", pairs.get("Size", "")):
-        found["width"], found["height"] = int(size[1]), int(size[2])
-    if (skip := pairs.get("Clip skip", "")).isdigit():
-        found["clip_skip"] = max(int(skip) - 1, 0)
-    if "Model" in pairs:
-        found["model"] = {"name": pairs["Model"], "sha256": pairs.get("Model hash", "")}
-    return found

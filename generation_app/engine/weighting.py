@@ -116,7 +116,7 @@ def chunks_of(
         found = tokenize(fragment.text)
         tokens += found
         weights += [fragment.weight] * len(found)
-    chunks = []
+    chunks: list[Chunk] = []
     at = 0
     while at < len(tokens) or not chunks:
         end = _end_of_chunk(tokens, at, comma)
