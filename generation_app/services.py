@@ -149,8 +149,8 @@ def _resolve_named(user: User, reference: Any, field: str) -> DiffusionModel:
 
 
 def _base_of(user: User, model: DiffusionModel) -> DiffusionModel:
-    """Return the pipeline a model is painted with: itself, or the base a LoRA brings."""
-    if model.type != DiffusionModel.Type.LORA:
+    """Return the pipeline a model is painted with: itself, or the base that an adapter brings."""
+    if not model.is_adapter:
         return model
     base = (
         DiffusionModel.objects.usable_by(user).filter(pk=model.base_model_id).first()
@@ -193,13 +193,13 @@ def _sentences(error: RequestError) -> dict[str, list[str]]:
 def _choose_loras(
     user: User, model: DiffusionModel, base: DiffusionModel, request: GenerationRequest
 ) -> tuple[tuple[DiffusionModel, float], ...]:
-    """Resolve the LoRAs; the model itself comes first when it is one."""
+    """Resolve the adapters; the model itself comes first when it is one."""
     chosen: dict[int, tuple[DiffusionModel, float]] = {}
-    if model.type == DiffusionModel.Type.LORA:
+    if model.is_adapter:
         chosen[model.pk] = (model, 1.0)
     for choice in request.loras:
         lora = _resolve_named(user, choice.model, "loras")
-        if lora.type != DiffusionModel.Type.LORA or lora.architecture != base.architecture:
+        if not lora.is_adapter or lora.architecture != base.architecture:
             message = _("“%(lora)s” does not fit onto “%(base)s”.") % {
                 "lora": lora.shown_title,
                 "base": base.shown_title,

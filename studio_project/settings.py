@@ -223,7 +223,7 @@ STUDIO_REDIS_URL = _read("str", "REDIS_URL", "") or (
     _redis_file.read_text().strip() if _redis_file.exists() else "redis://127.0.0.1:6379/0"
 )
 DRAMATIQ_BROKER = {
-    "BROKER": "dramatiq.brokers.redis.RedisBroker",
+    "BROKER": "studio_project.doorbell.BlockingRedisBroker",
     # Two seconds: a frozen Redis may delay a page by that, never by the library's five. The broker
     # reads them from the URL only.
     "OPTIONS": {

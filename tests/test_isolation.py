@@ -134,7 +134,8 @@ def _routes() -> Iterator[tuple[str, str]]:
 def world(alice: User) -> World:
     """Everything a route can name, belonging to Alice and marked with a canary."""
     dataset = Dataset.objects.create(owner=alice, name=CANARY)
-    for key in ("picture", "thumb", "lora", "made", "sample"):
+    weights = ("lora.safetensors", "lora.kohya.safetensors", "folder/unet/config.json")
+    for key in ("picture", "thumb", "made", "sample", *weights):
         storage.save(f"tests/{key}", CANARY.encode())
     image = DatasetImage.objects.create(
         dataset=dataset,
@@ -155,7 +156,8 @@ def world(alice: User) -> World:
         type="lora",
         category="image",
         architecture="sd1",
-        path="tests/lora",
+        path="tests/lora.safetensors",
+        files=[{"name": "a", "size": 1}, {"name": "k", "size": 1, "layout": "kohya"}],
         availability="ready",
         is_active=True,
         owner=alice,
@@ -268,6 +270,30 @@ def test_a_stranger_gets_404_for_every_object(
     assert GeneratedImage.objects.live().filter(owner=world.owner).exists()
     assert ApiToken.objects.get(name=CANARY).revoked_at is None
     assert not TrainingJob.objects.get(title=CANARY).cancel_requested
+
+
+def test_no_layout_of_the_weights_is_handed_to_a_stranger(
+    world: World, bob: User, staff: User, api: Callable[[User | None], APIClient]
+) -> None:
+    folder = DiffusionModel.objects.create(
+        base_model=make_base("Other"),
+        name="folder",
+        title=CANARY,
+        type="full",
+        architecture="sd1",
+        path="tests/folder",
+        files=[{"name": "unet/config.json", "size": len(CANARY)}],
+        owner=world.owner,
+    )
+    for pk in (world.objects["model-download"]["pk"], folder.pk):
+        for query in ("", "?layout=diffusers", "?layout=kohya", "?layout=x"):
+            url = reverse("model-download", kwargs={"pk": pk}) + query
+            for client in (api(bob), api(staff), _page_client(bob)):
+                response = client.get(url)
+                assert response.status_code == 404, url
+                assert CANARY.encode() not in _content(response)
+            assert api(None).get(url).status_code == 401
+        assert CANARY.encode() in _content(api(world.owner).get(url.partition("?")[0]))
 
 
 def test_an_administrator_sees_no_private_contents_on_the_site(

@@ -12,6 +12,7 @@ latents, P prompts.
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -196,15 +197,49 @@ def cache_latents(
             of_bucket.append(tensors | _describe_sizes(family, example, variant))
         reporter.phase("caching", done_before + number + 1, done_before + len(examples))
     networks.free()
+    return _bank(found, rows, request.device)
+
+
+def _bank(
+    found: dict[Bucket, list[dict[str, torch.Tensor]]], rows: Iterable[range], device: str
+) -> LatentBank:
     stacked = {
         name: {
-            bucket: torch.stack([entry[name] for entry in entries]).to(request.device)
+            bucket: torch.stack([entry[name] for entry in entries]).to(device)
             for bucket, entries in found.items()
             if name in entries[0]
         }
         for name in ("mean", "std", "sizes")
     }
     return LatentBank(**stacked, rows=tuple(rows))
+
+
+def made_up_latents(examples: Sequence[Example], request: TrainingRequest) -> LatentBank:
+    """Noise in place of latents: of the right shapes, without a look at any picture.
+
+    Args:
+        examples: Their buckets count, and one variant of each.
+        request: The run.
+
+    Raises:
+        OSError: If the base model's VAE cannot be read.
+    """
+    family = get_architecture(request.architecture)
+    config = json.loads((request.base_folder / "vae" / "config.json").read_text())
+    generator = torch.Generator().manual_seed(0)
+    found: dict[Bucket, list[dict[str, torch.Tensor]]] = {}
+    rows = []
+    for example in examples:
+        bucket, factor = example.bucket, family.vae_factor
+        shape = (config["latent_channels"], bucket.height // factor, bucket.width // factor)
+        of_bucket = found.setdefault(bucket, [])
+        rows.append(range(len(of_bucket), len(of_bucket) + 1))
+        tensors = {
+            "mean": torch.randn(shape, generator=generator),
+            "std": torch.full(shape, 0.1),
+        }
+        of_bucket.append(tensors | _describe_sizes(family, example, example.variants[0]))
+    return _bank(found, rows, request.device)
 
 
 def cache_prompts(

@@ -86,6 +86,18 @@ _TINY_ADAPTERS = {
     "style": Preset(1.5e-3, 16, 200, 3000, 6000, flip=True, targets="attention+feed_forward"),
     "object": Preset(2e-3, 16, 220, 3000, 6000, targets="attention+feed_forward"),
 }
+# Pictures of the class double a step.
+_TINY_DREAMBOOTH = _with(
+    _TINY_ADAPTERS, passes_per_image=150, minimum_passes=2000, maximum_passes=4000
+)
+_TINY_WHOLE = {
+    "character": Preset(2e-4, 16, 180, 2400, 4800, text_encoder_learning_rate=2e-5),
+    "style": Preset(1.5e-4, 16, 150, 2400, 4800, flip=True, text_encoder_learning_rate=2e-5),
+    "object": Preset(2e-4, 16, 160, 2400, 4800, text_encoder_learning_rate=2e-5),
+}
+_TINY_WHOLE_DREAMBOOTH = _with(
+    _TINY_WHOLE, passes_per_image=100, minimum_passes=1200, maximum_passes=2400
+)
 
 #: By architecture, then by method and by what learns.
 _SD = {
@@ -102,9 +114,9 @@ _SDXL = {
 _SDXL["dreambooth", "adapters"] = _SDXL["lora", "adapters"]
 _TINY = {
     ("lora", "adapters"): _TINY_ADAPTERS,
-    ("dreambooth", "adapters"): _TINY_ADAPTERS,
-    ("dreambooth", "unet"): _TINY_ADAPTERS,
-    ("full", "unet"): _TINY_ADAPTERS,
+    ("dreambooth", "adapters"): _with(_TINY_DREAMBOOTH, num_class_images=32),
+    ("dreambooth", "unet"): _with(_TINY_WHOLE_DREAMBOOTH, num_class_images=32),
+    ("full", "unet"): _TINY_WHOLE,
 }
 _BY_ARCHITECTURE = {"sd1": _SD, "sd2": _SD, "sdxl": _SDXL}
 

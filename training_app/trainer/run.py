@@ -7,9 +7,7 @@ came out.
 from __future__ import annotations
 
 import gc
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +35,8 @@ from training_app.trainer.files import CorruptFileError
 from training_app.trainer.folder_export import export_folder, verify_folder
 from training_app.trainer.learner import compute_dtype
 from training_app.trainer.loop import sample_now
-from training_app.trainer.memory import settle_checkpointing
+from training_app.trainer.memory import peak_memory_bytes, settle_checkpointing
+from training_app.trainer.preflight import measure_steps
 from training_app.trainer.preview import Previewer, Sample, choose_prompts
 from training_app.trainer.recovery import Adjustments, is_out_of_memory
 from training_app.trainer.reporting import Channel, Reporter, StopRun
@@ -53,7 +52,7 @@ EXPORT_TOLERANCE = 2 / 255
 
 
 def run(channel: Channel, values: Mapping[str, Any]) -> None:
-    """Does one training and says how it ended: ``done`` or ``stopped``.
+    """Does one training, or measures its steps, and says how it ended: ``done`` or ``stopped``.
 
     Args:
         channel: Where messages go and wishes come from.
@@ -61,16 +60,25 @@ def run(channel: Channel, values: Mapping[str, Any]) -> None:
 
     Raises:
         ChildError: ``model_incompatible``, ``non_finite_loss``, ``out_of_memory``,
-            ``checkpoint_gone`` or ``internal`` (a request that the site should not have sent).
+            ``checkpoint_gone``, ``invalid_request`` (an optimizer that is not installed here)
+            or ``internal`` (a request that the site should not have sent).
         OSError: If files cannot be read or written.
     """
     reporter = Reporter(channel)
     try:
-        _run(TrainingRequest.from_dict(values), reporter)
+        request = TrainingRequest.from_dict(values)
+        _settle(request)
+        if values.get("dry_run"):
+            metrics = measure_steps(request, reporter)
+            reporter.send("done", outputs={}, metrics=metrics)
+        else:
+            _run(request, reporter)
     except StopRun as stop:
         reporter.send("stopped", how=stop.how, step=stop.step)
     except ConfigError as exc:
-        raise ChildError("internal", field=exc.field, detail=exc.message) from exc
+        # Only what this machine lacks can be news to the site.
+        code = "invalid_request" if exc.code == "not_installed" else "internal"
+        raise ChildError(code, field=exc.field, detail=exc.message) from exc
     except LoadingError as exc:
         raise ChildError("model_incompatible", detail=str(exc)) from exc
     except RuntimeError as exc:
@@ -79,13 +87,17 @@ def run(channel: Channel, values: Mapping[str, Any]) -> None:
         raise
 
 
-def _run(request: TrainingRequest, reporter: Reporter) -> None:
-    reporter.phase("preparing")
+def _settle(request: TrainingRequest) -> None:
+    """Refuses a family that cannot be trained, and takes the threads that are given."""
     family = ARCHITECTURES.get(request.architecture)
     if family is None or not family.trainable:
         raise ChildError("model_incompatible", architecture=request.architecture)
     if request.threads > 0:
         torch.set_num_threads(request.threads)
+
+
+def _run(request: TrainingRequest, reporter: Reporter) -> None:
+    reporter.phase("preparing")
     request.output_folder.mkdir(parents=True, exist_ok=True)
     examples = make_examples(request.images, request.config)
     if request.resume_folder is None:
@@ -111,7 +123,7 @@ def _run(request: TrainingRequest, reporter: Reporter) -> None:
     reporter.send(
         "done",
         outputs=outputs,
-        metrics=metrics | {"peak_memory_bytes": _peak_memory_bytes(request.device)},
+        metrics=metrics | {"peak_memory_bytes": peak_memory_bytes(request.device)},
     )
 
 
@@ -170,8 +182,8 @@ def _begin(
         training = Training(
             request, material.examples, material.latents, material.prompts, material.class_examples
         )
-    except ConfigError as exc:
-        raise ChildError("invalid_request", field=exc.field, detail=exc.message) from exc
+    except ConfigError:
+        raise
     except ValueError as exc:
         raise ChildError("model_incompatible", detail=str(exc)) from exc
     checkpoint = find_checkpoint(
@@ -292,12 +304,3 @@ def _require_same_picture(pixels: np.ndarray, own: np.ndarray) -> None:
     difference = float(np.abs(pixels - own).max())
     if difference > EXPORT_TOLERANCE:
         raise CorruptFileError(f"the weights file gives another picture (by {difference:.4f})")
-
-
-def _peak_memory_bytes(device: str) -> int:
-    """The most memory that was held: of the GPU, else of this process."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    # macOS counts in bytes, Linux in KiB.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -15,8 +15,13 @@ from PIL import Image
 
 import training_app.trainer.reporting as reporting
 from tests.tiny import make_tiny_sd, make_tiny_sdxl
+from training_app.trainer.cache import cache_latents, cache_prompts
 from training_app.trainer.config import resolve_config
+from training_app.trainer.dataset import make_examples
+from training_app.trainer.reporting import Reporter
+from training_app.trainer.request import TrainingRequest
 from training_app.trainer.run import run
+from training_app.trainer.training import Training
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30)}
 NAMES = list(COLOURS)
@@ -194,3 +199,13 @@ def train(make_request: Callable[..., dict[str, Any]]) -> Callable[..., Recorder
         return channel
 
     return do
+
+
+def make_training(values: dict[str, Any]) -> Training:
+    """A training that has not done a step."""
+    request, reporter = TrainingRequest.from_dict(values), Reporter(Recorder())
+    examples = make_examples(request.images, request.config)
+    latents = cache_latents(examples, request, reporter)
+    texts = [prompt for example in examples for prompt in example.prompts]
+    prompts = cache_prompts(texts, request, torch.float32, reporter)
+    return Training(request, examples, latents, prompts)

@@ -151,7 +151,7 @@ def test_the_class_weighs_what_it_is_told_to(make: Make) -> None:
         if not weight:
             draws = type(draws)(**{name: value[:2] for name, value in vars(draws).items()})
         with torch.no_grad():
-            return float(training.loss_of(Bucket(64, 64), members, draws))
+            return float(training._weigh(*training.predict(Bucket(64, 64), members, draws)))
 
     own, one, half = loss(0), loss(1), loss(0.5)
     assert one > own > 0

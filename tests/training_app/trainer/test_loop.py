@@ -14,16 +14,11 @@ from safetensors.torch import load
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import training_app.trainer.reporting as reporting
-from tests.training_app.trainer.conftest import Finished, Recorder, request_for
-from training_app.trainer.cache import cache_latents, cache_prompts
+from tests.training_app.trainer.conftest import Finished, Recorder, make_training, request_for
 from training_app.trainer.config import TrainingConfig, resolve_config
-from training_app.trainer.dataset import make_examples
 from training_app.trainer.learner import compute_dtype
 from training_app.trainer.learning_rate import learning_rate_factor
-from training_app.trainer.reporting import Reporter
-from training_app.trainer.request import TrainingRequest
 from training_app.trainer.run import run
-from training_app.trainer.training import Training
 
 Train = Callable[..., Recorder]
 MakeRequest = Callable[..., dict[str, Any]]
@@ -32,17 +27,6 @@ DRAWING = {"gradient_accumulation_steps": 2, "flip": True, "caption_dropout": 0.
 
 def _weights(recorder: Recorder) -> bytes:
     return Path(recorder.last["outputs"]["weights"]).read_bytes()
-
-
-def _training(values: dict[str, Any]) -> Training:
-    request = TrainingRequest.from_dict(values)
-    reporter = Reporter(Recorder())
-    examples = make_examples(request.images, request.config)
-    latents = cache_latents(examples, request, reporter)
-    prompts = cache_prompts(
-        [example.prompt for example in examples], request, torch.float32, reporter
-    )
-    return Training(request, examples, latents, prompts)
 
 
 def _config(**asked: Any) -> TrainingConfig:
@@ -72,7 +56,7 @@ def test_a_cpu_computes_in_fp32_unless_asked() -> None:
 
 def test_the_loss_falls(make_request: MakeRequest) -> None:
     config = {"max_train_steps": 150, "learning_rate": 5e-3, "rank": 16, "snr_gamma": 0}
-    training = _training(make_request(config | {"targets": "attention+feed_forward"}))
+    training = make_training(make_request(config | {"targets": "attention+feed_forward"}))
     losses = [training.do_step().loss.item() for _ in range(150)]
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
 
@@ -87,6 +71,27 @@ def unbroken(
         patch.setattr(reporting, "MESSAGES_PER_SECOND", 1e9)
         run(recorder, request_for(base_folder, images, tmp_path_factory.mktemp("run"), DRAWING))
     return recorder
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"optimizer": "prodigy", "gradient_accumulation_steps": 2, "use_ema": True},
+        {"optimizer": "adafactor", "shuffle_captions": True, "noise_offset": 0.1},
+        {"mixed_precision": "fp16", "max_grad_norm": 0.1, "loss": "huber"},
+    ],
+)
+def test_every_kind_of_run_resumes_bit_for_bit(
+    train: Train, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    config = config | {"max_train_steps": 6, "sample_prompts": ["zorp"], "control_prompt": ""}
+    unbroken = train(config, output_folder=str(tmp_path / "unbroken"))
+    first = train(config, Recorder(4, "pause"))
+    second = train(config, resume_folder=str(tmp_path / "output" / "checkpoints"))
+    assert second.of("step")[0]["step"] == 5
+    assert first.history + second.history == unbroken.history
+    weights, expected = (load(_weights(recorder)) for recorder in (second, unbroken))
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
 
 
 @pytest.mark.parametrize("broken_off_at", [1, 5, 11])
@@ -132,7 +137,7 @@ class _Operators(TorchDispatchMode):
 
 
 def test_a_step_waits_for_nothing_and_updates_in_one_launch(make_request: MakeRequest) -> None:
-    training = _training(make_request())
+    training = make_training(make_request())
     training.do_step()
     with _Operators() as operators:
         training.do_step()
@@ -142,7 +147,7 @@ def test_a_step_waits_for_nothing_and_updates_in_one_launch(make_request: MakeRe
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight(make_request: MakeRequest) -> None:
-    training = _training(make_request())
+    training = make_training(make_request())
     training.do_step()
     before = {name: value.detach().clone() for name, value in training.learner.parameters.items()}
     hook = training.learner.denoiser.conv_out.register_forward_hook(

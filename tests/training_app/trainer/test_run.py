@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+import training_app.trainer.optimizers as optimizers
 import training_app.trainer.preview as preview
 import training_app.trainer.run as run_module
 from models_app.inspection import inspect_adapter
@@ -248,3 +250,39 @@ def test_one_long_picture_is_enough(
     }
     recorder = train({"max_train_steps": 2}, images=[images[0] | changes])
     assert recorder.last["type"] == "done"
+
+
+def test_an_optimizer_that_this_machine_lacks_is_named(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The site has it, this machine does not.
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    real = optimizers.build_optimizer
+
+    def lacking(*arguments: Any) -> Any:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        return real(*arguments)
+
+    monkeypatch.setattr(optimizers, "build_optimizer", lacking)
+    with pytest.raises(ChildError) as error:
+        train({"optimizer": "adamw8bit"})
+    assert error.value.code == "invalid_request"
+    assert error.value.params["field"] == "optimizer"
+
+
+def test_pictures_may_have_repeats(train: Train, images: list[dict[str, Any]]) -> None:
+    repeated = [images[0] | {"repeats": 3}, images[1]]
+    recorder = train({"max_train_steps": 2}, images=repeated)
+    assert recorder.last["type"] == "done"
+    state = json.loads((Path(recorder.of("checkpoint")[-1]["folder"]) / "state.json").read_text())
+    assert state["position"] == {"64x64": 8}
+
+
+def test_gradient_norms_are_told_with_every_step(train: Train) -> None:
+    recorder = train({"max_train_steps": 3, "max_grad_norm": 1e-3})
+    assert all(len(entry) == 4 and entry[3] > 1e-3 for entry in recorder.history)
+
+
+def test_checkpoints_come_as_often_as_asked(train: Train) -> None:
+    recorder = train({"checkpoint_every_steps": 5})
+    assert [message["step"] for message in recorder.of("checkpoint")] == [5, 10, 12]
