@@ -32,6 +32,7 @@ from generation_app.serializers import (
     GenerationEstimateSerializer,
     GenerationSerializer,
     RecalledSerializer,
+    UploadedSerializer,
     UploadSerializer,
 )
 from studio_project import events, storage
@@ -185,12 +186,18 @@ class UploadList(APIView):
     parser_classes = (MultiPartParser,)
 
     @extend_schema(
-        request={"multipart/form-data": UploadRequestSerializer}, responses={201: UploadSerializer}
+        request={"multipart/form-data": UploadRequestSerializer},
+        responses={201: UploadedSerializer},
     )
     def post(self, request: Request) -> Response:
-        """Keep a picture; what no request has needed for a day is removed."""
-        picture = inputs.upload(signed_in(request), request.FILES.get("file"))
-        return Response(UploadSerializer(picture).data, status=201)
+        """Keep a picture; what no request has needed for a day is removed.
+
+        Nothing but pixels is kept, so the answer says in `recalled` how the picture was made.
+        """
+        user, file = signed_in(request), request.FILES.get("file")
+        picture = inputs.upload(user, file)
+        picture.recalled = recalling.recall_quietly(user, file)  # type: ignore[attr-defined]
+        return Response(UploadedSerializer(picture).data, status=201)
 
 
 class UploadDetail(APIView):

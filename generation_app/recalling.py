@@ -66,6 +66,14 @@ def recall_file(user: User, file: UploadedFile | None) -> dict[str, Any]:
     return _answer(user, recalled)
 
 
+def recall_quietly(user: User, file: UploadedFile | None) -> dict[str, Any] | None:
+    """Return the form's values for a picture if it says how it was made, else None."""
+    try:
+        return recall_file(user, file)
+    except Problem:
+        return None
+
+
 def recall_text(user: User, text: Any) -> dict[str, Any]:
     """Return the form's values for a pasted text in the form of AUTOMATIC1111.
 

@@ -110,6 +110,16 @@ class RecalledSerializer(serializers.Serializer):
     missing = MissingSerializer(many=True)
 
 
+class UploadedSerializer(UploadSerializer):
+    """A picture that was just sent, and how it was made if the file says so."""
+
+    recalled = RecalledSerializer(allow_null=True, read_only=True)
+
+    class Meta(UploadSerializer.Meta):
+        fields = (*UploadSerializer.Meta.fields, "recalled")
+        read_only_fields = fields
+
+
 class ImageLinkSerializer(serializers.ModelSerializer):
     """A picture as its job shows it."""
 
@@ -119,18 +129,23 @@ class ImageLinkSerializer(serializers.ModelSerializer):
     class Meta:
         model = GeneratedImage
         fields: tuple[str, ...] = (
-            "id", "index", "url", "thumbnail_url", "animation_url", "media_type", "seed", "width",
-            "height", "difference",
+            "id", "index", "url", "thumbnail_url", "animation_url", "media_type", "prompt", "seed",
+            "width", "height", "difference",
         )  # fmt: skip
         read_only_fields = fields
 
     media_type = serializers.CharField(read_only=True)
+    prompt = serializers.SerializerMethodField()
     animation_url = serializers.SerializerMethodField()
     difference = DifferenceSerializer(read_only=True, allow_null=True)
 
     def get_url(self, image: GeneratedImage) -> str:
         """The picture."""
         return reverse("image-file", args=[image.pk])
+
+    def get_prompt(self, image: GeneratedImage) -> str:
+        """The words it was painted from."""
+        return str(image.parameters.get("prompt", ""))
 
     def get_animation_url(self, image: GeneratedImage) -> str | None:
         """A clip as a picture that moves; null for pictures."""
@@ -146,22 +161,17 @@ class ImageSerializer(ImageLinkSerializer):
 
     model = serializers.SerializerMethodField()
     job_id = serializers.UUIDField()
-    prompt = serializers.SerializerMethodField()
 
     class Meta(ImageLinkSerializer.Meta):
         fields = (
             *ImageLinkSerializer.Meta.fields,
-            "job_id", "model", "prompt", "parameters", "size_bytes", "created_at",
+            "job_id", "model", "parameters", "size_bytes", "created_at",
         )  # fmt: skip
         read_only_fields = fields
 
     def get_model(self, image: GeneratedImage) -> NamedModelSerializer:
         """The model it was painted with."""
         return named_model(image.job)  # type: ignore[return-value]
-
-    def get_prompt(self, image: GeneratedImage) -> str:
-        """The words it was painted from."""
-        return str(image.parameters.get("prompt", ""))
 
 
 def _value(kind: type[serializers.Field], name: str) -> Any:

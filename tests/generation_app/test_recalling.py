@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from rest_framework.test import APIClient
 
 from generation_app.engine.metadata import save_picture
@@ -68,6 +69,23 @@ def test_our_own_file_is_found_by_hash_whatever_the_names_are(
         assert (answer["source"], answer["mode"]) == ("studio", "image-to-image")
         assert answer["model"]["id"] == base.pk
         assert answer["values"]["strength"] == 0.3
+
+
+def test_an_upload_answers_how_it_was_made(api: Api, alice: User, tmp_path: Path) -> None:
+    info = PngInfo()
+    info.add_text("parameters", TEXT)
+    out = BytesIO()
+    Image.new("RGB", (8, 8)).save(out, "PNG", pnginfo=info)
+    for content, source in ((out.getvalue(), "a1111"), (picture("red"), None)):
+        answer = api(alice).post(
+            "/api/generate/uploads/",
+            {"file": SimpleUploadedFile("a.png", content)},
+            format="multipart",
+        )
+        assert answer.status_code == 201, answer.data
+        recalled = answer.json()["recalled"]
+        assert (recalled and recalled["source"]) == source
+    assert recall(api(alice), out.getvalue()).json()["values"]["seed"] == 42
 
 
 def test_values_that_no_request_takes_are_left_out(api: Api, alice: User) -> None:
