@@ -223,12 +223,13 @@ def _finished_rows(condition: Q, mode: str) -> list[Finished]:
     """Return the latest finished requests of a mode that a condition keeps."""
     rows = GenerationJob.objects.filter(
         condition, mode=mode, status=GenerationJob.Status.COMPLETED, crash_count=0
-    ).exclude(Q(started_at=None) | Q(finished_at=None) | Q(base_model=None))
+    ).exclude(base_model=None)
     kept = rows.order_by("-created_at").values_list(
         "parameters", "metrics", "started_at", "finished_at", "base_model__size_bytes"
     )[:MOST]
     samples = (
         finished(parameters, metrics, (ended - started).total_seconds(), size)
         for parameters, metrics, started, ended, size in kept
+        if started and ended
     )
     return [sample for sample in samples if sample is not None]

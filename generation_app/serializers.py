@@ -116,8 +116,8 @@ class UploadedSerializer(UploadSerializer):
     recalled = RecalledSerializer(allow_null=True, read_only=True)
 
     class Meta(UploadSerializer.Meta):
-        fields = (*UploadSerializer.Meta.fields, "recalled")
-        read_only_fields = fields
+        fields = (*UploadSerializer.Meta.fields, "recalled")  # type: ignore[assignment]
+        read_only_fields = fields  # type: ignore[assignment]
 
 
 class ImageLinkSerializer(serializers.ModelSerializer):
@@ -216,7 +216,7 @@ class GenerationSerializer(JobSerializer):
     max_guidance_scale = _value(FiniteField, "max_guidance_scale")
     images = serializers.SerializerMethodField()
     preview_url = serializers.SerializerMethodField()
-    eta_seconds = serializers.SerializerMethodField()
+    eta_seconds = serializers.SerializerMethodField()  # type: ignore[assignment]
 
     def get_eta_seconds(self, job: GenerationJob) -> int | None:
         """In how many seconds it is done, while it waits too; null if that cannot be told."""
