@@ -38,13 +38,13 @@ from generation_app.serializers import (
 from studio_project import events, storage
 from studio_project.api import (
     Problem,
-    StrictJSONParser,
     get_visible,
     idempotent,
     signed_in,
     wait_for,
     wait_seconds,
 )
+from studio_project.json_parser import StrictJSONParser
 from studio_project.models import User
 
 WAIT = OpenApiParameter(
