@@ -56,7 +56,8 @@ def _text_encoders(architecture: str) -> dict[str, Any]:
     }
 
 
-def _unet(architecture: str) -> UNet2DConditionModel:
+def make_unet(architecture: str) -> UNet2DConditionModel:
+    """The denoiser of ``sd1`` or ``sdxl``, in the default type and device."""
     if architecture == "sd1":
         return UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
     return UNet2DConditionModel(
@@ -74,7 +75,8 @@ def _unet(architecture: str) -> UNet2DConditionModel:
     )
 
 
-def _vae(architecture: str) -> AutoencoderKL:
+def make_vae(architecture: str) -> AutoencoderKL:
+    """The autoencoder of ``sd1`` or ``sdxl``, in the default type and device."""
     return AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -103,7 +105,7 @@ def make_full_size(
     torch.set_default_dtype(dtype)
     try:
         torch.manual_seed(seed)
-        parts = {"unet": _unet(architecture), "vae": _vae(architecture)}
+        parts = {"unet": make_unet(architecture), "vae": make_vae(architecture)}
         parts |= _text_encoders(architecture)
     finally:
         torch.set_default_dtype(before)

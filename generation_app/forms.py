@@ -11,7 +11,7 @@ from typing import Any
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from generation_app.engine.request import ARCHITECTURE_DEFAULTS, Limits, resolve_request
+from generation_app.engine.request import MODES, Limits, resolve_request
 from generation_app.engine.vocabulary import SCHEDULERS
 from studio_project.models import User
 
@@ -89,7 +89,7 @@ def defaults_by_architecture() -> dict[str, dict[str, Any]]:
         "clip_skip",
     )
     found = {}
-    for architecture in ARCHITECTURE_DEFAULTS:
+    for architecture in MODES["text-to-image"].architectures:
         request = resolve_request({}, architecture=architecture).as_parameters()
         found[architecture] = {name: request[name] for name in kept}
     return found

@@ -53,6 +53,10 @@ def work_of(parameters: Mapping[str, Any]) -> Work:
     """Return the work of resolved parameters."""
     steps = parameters["num_inference_steps"] * _PASSES.get(parameters.get("scheduler", ""), 1.0)
     steps *= parameters.get("strength") or 1.0
+    scale = parameters.get("hires_scale") or 1.0
+    if scale > 1:  # the second pass, on so many more pixels
+        again = parameters.get("hires_steps") or parameters["num_inference_steps"]
+        steps += again * parameters.get("hires_strength", 1.0) * scale**2
     guided = parameters.get("guidance_scale", 7.0) > 1
     images = parameters["num_images"]
     pixels = parameters["width"] * parameters["height"] * (parameters.get("num_frames") or 1)
@@ -223,12 +227,13 @@ def _finished_rows(condition: Q, mode: str) -> list[Finished]:
     """Return the latest finished requests of a mode that a condition keeps."""
     rows = GenerationJob.objects.filter(
         condition, mode=mode, status=GenerationJob.Status.COMPLETED, crash_count=0
-    ).exclude(Q(started_at=None) | Q(finished_at=None) | Q(base_model=None))
+    ).exclude(base_model=None)
     kept = rows.order_by("-created_at").values_list(
         "parameters", "metrics", "started_at", "finished_at", "base_model__size_bytes"
     )[:MOST]
     samples = (
         finished(parameters, metrics, (ended - started).total_seconds(), size)
         for parameters, metrics, started, ended, size in kept
+        if started and ended
     )
     return [sample for sample in samples if sample is not None]

@@ -166,6 +166,9 @@ def make_pipeline(architecture: Architecture, **parts: Any) -> Any:
         # Pictures are judged by the people who ask for them: no checker, no warning of it.
         missing |= {"safety_checker": None, "feature_extractor": None}
         parts["requires_safety_checker"] = False
+    if architecture.pipeline == "StableDiffusionXLPipeline":
+        # It would draw a mark into every picture wherever a certain library is installed.
+        parts["add_watermarker"] = False
     pipeline = pipeline_class(**parts, **missing)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

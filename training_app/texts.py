@@ -24,6 +24,8 @@ CONFIG_SENTENCES = {
     "not_a_multiple": gettext_lazy("This has to be a multiple of %(multiple)s."),
     "too_long": gettext_lazy("Use at most %(maximum)s characters."),
     "too_many": gettext_lazy("Give at most %(maximum)s."),
+    "required": gettext_lazy("This is needed here."),
+    "not_for_method": gettext_lazy("The chosen method has no such setting."),
     "not_trainable": gettext_lazy("Models of this family cannot be trained here yet."),
 }
 WANTED_SENTENCES = {

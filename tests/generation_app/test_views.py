@@ -11,7 +11,7 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from generation_app.engine.request import ARCHITECTURE_DEFAULTS, resolve_request
+from generation_app.engine.request import MODES, resolve_request
 from studio_project.models import User
 from tests.factories import make_base, make_generation, make_image, make_lora
 
@@ -21,7 +21,7 @@ Browser = Callable[[User | None], Client]
 def test_form_knows_the_defaults_of_every_family(browser: Browser, alice: User) -> None:
     page = browser(alice).get("/text-to-image")
     defaults = json.loads(page.context["defaults_json"])
-    assert set(defaults) == set(ARCHITECTURE_DEFAULTS)
+    assert set(defaults) == set(MODES["text-to-image"].architectures)
     resolved = resolve_request({}, architecture="sd1").as_parameters()
     assert all(resolved[name] == value for name, value in defaults["sd1"].items())
 

@@ -13,12 +13,13 @@ import transformers
 
 from models_app.architectures import (
     ARCHITECTURES,
+    Conditioning,
     denoiser_arguments,
     encode_prompts,
     get_architecture,
 )
 from models_app.loading import load_components, load_pipeline
-from tests.tiny import make_tiny_sd
+from tests.tiny import make_tiny_sd, make_tiny_sdxl
 
 PROMPTS = ["a zorp on a red background", "", "日本語 é", "a very long prompt " * 40]
 
@@ -73,6 +74,41 @@ def test_an_attention_mask_is_used_where_the_encoder_asks_for_it(base_folder: Pa
         ours = encode_prompts(ARCHITECTURES["sd2"], components, ["a zorp"])
         plain, _ = pipeline.encode_prompt("a zorp", "cpu", 1, False)
     assert torch.equal(ours.tensors["prompt_embeds"], plain)
+
+
+@pytest.fixture(scope="module")
+def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_sdxl(tmp_path_factory.mktemp("sdxl"))
+
+
+@pytest.mark.parametrize("clip_skip", [None, 1])
+def test_prompts_of_two_encoders_equal_those_of_the_plain_pipeline(
+    sdxl_folder: Path, clip_skip: int | None
+) -> None:
+    pipeline = load_pipeline(sdxl_folder, "sdxl")
+    family = ARCHITECTURES["sdxl"]
+    assert family.tokenizers == ("tokenizer", "tokenizer_2")
+    for prompt in PROMPTS:
+        with torch.no_grad():
+            ours = encode_prompts(family, pipeline.components, [prompt], clip_skip=clip_skip)
+            plain, _, pooled, _ = pipeline.encode_prompt(
+                prompt, device="cpu", do_classifier_free_guidance=False, clip_skip=clip_skip
+            )
+        assert torch.equal(ours.tensors["prompt_embeds"], plain)
+        assert torch.equal(ours.tensors["pooled_prompt_embeds"], pooled)
+
+
+def test_sizes_become_the_numbers_of_the_plain_pipeline(sdxl_folder: Path) -> None:
+    pipeline = load_pipeline(sdxl_folder, "sdxl")
+    family = ARCHITECTURES["sdxl"]
+    assert family.size_ids is not None
+    ours = family.size_ids((640, 480), (30, 20), (96, 64))
+    # The pipeline speaks of heights first.
+    plain = pipeline._get_add_time_ids((480, 640), (20, 30), (64, 96), torch.float32, 32)
+    assert list(ours) == plain[0].tolist()
+    tensors = {"prompt_embeds": 1, "pooled_prompt_embeds": 2, "time_ids": 3}
+    arguments = denoiser_arguments(family, Conditioning(tensors))
+    assert arguments["added_cond_kwargs"] == {"text_embeds": 2, "time_ids": 3}
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))

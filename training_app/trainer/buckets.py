@@ -69,6 +69,12 @@ def cover_size(width: int, height: int, bucket: Bucket) -> tuple[int, int]:
     return max(bucket.width, round(width * scale)), max(bucket.height, round(height * scale))
 
 
+def center_offset(width: int, height: int, bucket: Bucket) -> tuple[int, int]:
+    """What is cut off at the left and top of a covering picture to keep its middle."""
+    covered_width, covered_height = cover_size(width, height, bucket)
+    return (covered_width - bucket.width) // 2, (covered_height - bucket.height) // 2
+
+
 def cropped_share(width: int, height: int, bucket: Bucket) -> float:
     """Share of a picture's area that is cut off in a bucket, from 0 to 1."""
     covered_width, covered_height = cover_size(width, height, bucket)

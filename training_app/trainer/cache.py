@@ -141,9 +141,19 @@ def _encode_picture(vae: Any, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def cache_latents(
-    examples: Sequence[Example], request: TrainingRequest, reporter: Reporter
+    examples: Sequence[Example],
+    request: TrainingRequest,
+    reporter: Reporter,
+    *,
+    done_before: int = 0,
 ) -> LatentBank:
     """Encodes every picture that is not in the cache yet, and loads them all.
+
+    Args:
+        examples: The pictures.
+        request: The run.
+        reporter: Is told how far it is and asked whether to stop.
+        done_before: What the phase has counted before this.
 
     Raises:
         StopRun: If the run shall stop.
@@ -171,7 +181,7 @@ def cache_latents(
         of_bucket = found.setdefault(example.bucket, [])
         rows.append(len(of_bucket))
         of_bucket.append(variants)
-        reporter.phase("caching", number + 1, len(examples))
+        reporter.phase("caching", done_before + number + 1, done_before + len(examples))
     networks.free()
     return LatentBank(
         mean={bucket: _stack(found[bucket], "mean", request.device) for bucket in found},
@@ -203,11 +213,9 @@ def cache_prompts(
         OSError: If the cache cannot be written.
     """
     family = get_architecture(request.architecture)
-    tokenizers = [name for name in family.classes if name.startswith("tokenizer")]
-    networks = _Networks(request, (*family.text_encoders, *tokenizers))
-    hashes = [
-        hash_component(request.base_folder / name) for name in (*family.text_encoders, *tokenizers)
-    ]
+    components = (*family.text_encoders, *family.tokenizers)
+    networks = _Networks(request, components)
+    hashes = [hash_component(request.base_folder / name) for name in components]
     unique = list(dict.fromkeys(["", *prompts]))
     entries = []
     for prompt in unique:
@@ -219,6 +227,8 @@ def cache_prompts(
                 conditioning = encode_prompts(family, networks.get(), [prompt])
             tensors = {name: value[0].cpu() for name, value in conditioning.tensors.items()}
             write_checked_tensors(path, tensors)
+        if not prompt and family.has_zero_unconditional:
+            tensors = {name: torch.zeros_like(value) for name, value in tensors.items()}
         entries.append(tensors)
     networks.free()
     stacked = {

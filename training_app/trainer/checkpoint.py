@@ -1,6 +1,8 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped.
 
-A checkpoint is a folder of safetensors and JSON, no pickle. It is written aside, synced,
+A checkpoint is a folder of safetensors and JSON, no pickle. Its weights can be used as they
+are: the adapters as one file, or whole networks in folders. If the run keeps a moving
+average, they are that, and the weights that learn lie beside them. It is written aside, synced,
 sealed with a manifest of hashes and renamed, so it is whole or not there; one that was
 damaged later is skipped for the one before.
 """
@@ -11,7 +13,7 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,10 +25,16 @@ from training_app.trainer.export import export_lora, read_lora
 from training_app.trainer.files import (
     CorruptFileError,
     hash_file,
-    pack_tensors,
     read_tensors,
     sync_folder,
     write_file,
+    write_tensors,
+)
+from training_app.trainer.folder_export import (
+    component_files,
+    component_names,
+    read_networks,
+    write_networks,
 )
 from training_app.trainer.reporting import logger
 from training_app.trainer.request import TrainingRequest
@@ -36,10 +44,10 @@ KEPT = 3
 MANIFEST = "manifest.json"
 #: The adapters as a weights file that can be used as it is.
 ADAPTER = "adapter.safetensors"
+_MASTERS = "masters.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
 _RANDOM = "random.safetensors"
 _STATE = "state.json"
-_FILES = tuple(sorted((ADAPTER, _OPTIMIZER, _RANDOM, _STATE)))
 _FORMAT = 1
 _NAME = re.compile(r"step-(\d{8})")
 _LIBRARIES = ("torch", "diffusers", "peft", "transformers", "safetensors")
@@ -52,7 +60,8 @@ class Checkpoint:
     Attributes:
         step: Optimizer steps done.
         position: What the sampler has dealt.
-        adapters: Weights by name.
+        weights: What learns, by component and name.
+        average: The moving average of it, if the run keeps one.
         optimizer: Optimizer state: ``<kind>/<name>`` to tensor.
         random_states: The libraries' random states as bytes, by device.
         learning_rate: Of the last step.
@@ -61,7 +70,8 @@ class Checkpoint:
 
     step: int
     position: dict[str, int]
-    adapters: Mapping[str, torch.Tensor]
+    weights: Mapping[str, torch.Tensor]
+    average: Mapping[str, torch.Tensor] | None
     optimizer: Mapping[str, torch.Tensor]
     random_states: Mapping[str, torch.Tensor]
     learning_rate: float
@@ -131,13 +141,13 @@ def save_checkpoint(
     }
     try:
         aside.mkdir(parents=True)
-        export_lora(aside / ADAPTER, checkpoint.adapters, request, checkpoint.step)
-        write_file(aside / _OPTIMIZER, pack_tensors(checkpoint.optimizer, {}))
-        write_file(aside / _RANDOM, pack_tensors(checkpoint.random_states, {}))
+        _write_weights(aside, checkpoint, request)
+        write_tensors(aside / _OPTIMIZER, checkpoint.optimizer, {})
+        write_tensors(aside / _RANDOM, checkpoint.random_states, {})
         write_file(aside / _STATE, json.dumps(state, sort_keys=True).encode())
-        files = [_describe(aside / name) for name in _FILES]
+        files = [_describe(aside, name) for name in _file_names(checkpoint.weights, request)]
         write_file(aside / MANIFEST, json.dumps({"files": files}, sort_keys=True).encode())
-        files.append(_describe(aside / MANIFEST))
+        files.append(_describe(aside, MANIFEST))
         if final.exists():
             # A run that was broken off comes to the same step with the same content.
             shutil.rmtree(final)
@@ -150,8 +160,33 @@ def save_checkpoint(
     return final, files
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    return {"name": path.name, "size": path.stat().st_size, "sha256": hash_file(path)}
+def _write_weights(folder: Path, checkpoint: Checkpoint, request: TrainingRequest) -> None:
+    result = checkpoint.weights
+    if checkpoint.average is not None:
+        result = checkpoint.average
+        write_tensors(folder / _MASTERS, checkpoint.weights, {})
+    if request.config.tune == "unet":
+        write_networks(folder, result, request)
+    else:
+        export_lora(folder / ADAPTER, result, request, checkpoint.step)
+
+
+def _file_names(parameters: Iterable[str], request: TrainingRequest) -> list[str]:
+    """The files that a checkpoint of these parameters has beside the manifest, sorted."""
+    names = [_OPTIMIZER, _RANDOM, _STATE]
+    if request.config.use_ema:
+        names.append(_MASTERS)
+    if request.config.tune == "unet":
+        for component in component_names(parameters):
+            names += component_files(component)
+    else:
+        names.append(ADAPTER)
+    return sorted(names)
+
+
+def _describe(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    return {"name": name, "size": path.stat().st_size, "sha256": hash_file(path)}
 
 
 def _prune(folder: Path) -> None:
@@ -167,23 +202,37 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, reverse=True)
 
 
-def load_checkpoint(folder: Path, request: TrainingRequest) -> Checkpoint:
+def load_checkpoint(
+    folder: Path, request: TrainingRequest, parameters: Iterable[str]
+) -> Checkpoint:
     """Reads a checkpoint after checking every file of it.
+
+    Args:
+        folder: The checkpoint.
+        request: The run.
+        parameters: Names of what learns in it.
 
     Raises:
         CorruptFileError: If anything is missing, changed, or of another run.
     """
     try:
         written = json.loads((folder / MANIFEST).read_bytes())["files"]
-        if written != [_describe(folder / name) for name in _FILES]:
+        parameters = list(parameters)
+        if written != [_describe(folder, name) for name in _file_names(parameters, request)]:
             raise CorruptFileError("its files are not those that were written")
         state = json.loads((folder / _STATE).read_bytes())
         if state["format"] != _FORMAT or state["identity"] != request.identity:
             raise CorruptFileError("it belongs to another run")
+        if request.config.tune == "unet":
+            result = read_networks(folder, parameters)
+        else:
+            result = read_lora(folder / ADAPTER)
+        has_average = request.config.use_ema
         return Checkpoint(
             step=int(state["step"]),
             position=state["position"],
-            adapters=read_lora(folder / ADAPTER),
+            weights=read_tensors(folder / _MASTERS)[0] if has_average else result,
+            average=result if has_average else None,
             optimizer=read_tensors(folder / _OPTIMIZER)[0],
             random_states=read_tensors(folder / _RANDOM)[0],
             learning_rate=float(state["learning_rate"]),
@@ -208,12 +257,13 @@ def _candidates(resume_folder: Path) -> Iterator[Path]:
 
 
 def find_checkpoint(
-    request: TrainingRequest, on_damaged: Callable[[str], None]
+    request: TrainingRequest, parameters: Collection[str], on_damaged: Callable[[str], None]
 ) -> Checkpoint | None:
     """The newest checkpoint that is whole, of those that the run may go on from.
 
     Args:
         request: The run; its ``resume_folder`` is a checkpoint or a folder of them.
+        parameters: Names of what learns in it.
         on_damaged: Is told the name of each one that had to be skipped.
 
     Returns:
@@ -223,7 +273,7 @@ def find_checkpoint(
         return None
     for folder in _candidates(request.resume_folder):
         try:
-            return load_checkpoint(folder, request)
+            return load_checkpoint(folder, request, parameters)
         except CorruptFileError as exc:
             logger.warning("checkpoint %s is skipped: %s", folder.name, exc)
             on_damaged(folder.name)

@@ -9,17 +9,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from models_app.architectures import ARCHITECTURES
+from training_app.trainer.fields import (
+    CHECKS,
+    ConfigError,
+    check_number,
+    check_text,
+    choice,
+    number,
+    text,
+)
 from training_app.trainer.presets import (
     CONTROL_PROMPT,
+    METHODS,
     PRESETS,
     TINY_CONTROL_PROMPT,
     TINY_NATIVE_SIZE,
+    TUNES,
     Preset,
     find_preset,
 )
@@ -27,38 +37,6 @@ from training_app.trainer.presets import (
 MAXIMUM_SEED = 2**32 - 1
 MAXIMUM_PROMPT = 2000
 RESOLUTION_STEP = 8
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used.
-
-    Attributes:
-        field: Name of the setting.
-        message: A sentence in English.
-        code: ``unknown_field``, ``wrong_type``, ``not_finite``, ``out_of_range``,
-            ``not_a_choice``, ``not_a_multiple``, ``too_long``, ``too_many`` or
-            ``not_trainable``.
-        params: The values of the sentence, for a translation of it.
-    """
-
-    def __init__(self, field: str, message: str, code: str, **params: Any) -> None:
-        super().__init__(f"{field}: {message}")
-        self.field = field
-        self.message = message
-        self.code = code
-        self.params = params
-
-
-def _number(minimum: float, maximum: float) -> Any:
-    return dataclasses.field(metadata={"minimum": minimum, "maximum": maximum})
-
-
-def _choice(*choices: str) -> Any:
-    return dataclasses.field(metadata={"choices": choices})
-
-
-def _text(maximum_length: int) -> Any:
-    return dataclasses.field(metadata={"maximum_length": maximum_length})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +51,24 @@ class TrainingConfig:
             the defaults of the other fields.
         max_train_steps: Optimizer steps of the whole run.
         learning_rate: Peak learning rate of AdamW.
+        tune: What learns: ``adapters`` beside the frozen layers, or the whole ``unet``.
         rank: Rank of the adapters: how much they can hold.
         alpha: Strength of the adapters; they act with alpha / rank.
+        dropout: Share of the adapters' inputs that is left out at random in training.
+        use_dora: Whether adapters learn the size of each layer's weights apart from their
+            direction (DoRA).
+        train_text_encoder: Whether the text encoders learn too, by adapters or as a whole
+            like the denoiser. Their prompts are then encoded in every step.
+        text_encoder_learning_rate: Peak learning rate of the text encoders.
+        instance_prompt: DreamBooth: the prompt of pictures that have no caption.
+        class_prompt: DreamBooth: the prompt of what the subject is one of.
+        prior_loss_weight: DreamBooth: how much pictures of the class, painted by the base
+            model, count beside the own ones; 0 does without them.
+        num_class_images: How many pictures of the class there are.
+        use_ema: Whether samples and the result show the weights' moving average.
+        ema_decay: Share of the average that each step keeps.
+        gradient_checkpointing: Whether activations are computed twice to save memory;
+            ``auto`` only where the training would not fit the device otherwise.
         train_batch_size: Pictures per micro-batch.
         gradient_accumulation_steps: Micro-batches per optimizer step.
         resolution: Side in pixels of a square with the area that pictures are trained at.
@@ -99,32 +93,44 @@ class TrainingConfig:
             all of a block, its convolutions too.
     """
 
-    preset: str = _choice(*PRESETS)
-    max_train_steps: int = _number(1, 100_000)
-    learning_rate: float = _number(1e-7, 0.1)
-    rank: int = _number(1, 256)
-    alpha: float = _number(0.01, 1024)
-    train_batch_size: int = _number(1, 64)
-    gradient_accumulation_steps: int = _number(1, 64)
-    resolution: int = _number(64, 2048)
-    seed: int = _number(0, MAXIMUM_SEED)
-    trigger_word: str = _text(100)
+    preset: str = choice(*PRESETS)
+    max_train_steps: int = number(1, 100_000)
+    learning_rate: float = number(1e-7, 0.1)
+    tune: str = choice("adapters", "unet")
+    rank: int = number(1, 256)
+    alpha: float = number(0.01, 1024)
+    dropout: float = number(0, 0.9)
+    use_dora: bool
+    train_text_encoder: bool
+    text_encoder_learning_rate: float = number(1e-8, 0.1)
+    instance_prompt: str = text(MAXIMUM_PROMPT)
+    class_prompt: str = text(MAXIMUM_PROMPT)
+    prior_loss_weight: float = number(0, 10)
+    num_class_images: int = number(1, 1000)
+    use_ema: bool
+    ema_decay: float = number(0, 0.99999)
+    gradient_checkpointing: str = choice("auto", "on", "off")
+    train_batch_size: int = number(1, 64)
+    gradient_accumulation_steps: int = number(1, 64)
+    resolution: int = number(64, 2048)
+    seed: int = number(0, MAXIMUM_SEED)
+    trigger_word: str = text(100)
     sample_prompts: tuple[str, ...] = dataclasses.field(
         metadata={"maximum_length": MAXIMUM_PROMPT, "maximum_count": 8}
     )
-    control_prompt: str = _text(MAXIMUM_PROMPT)
-    sample_every_steps: int = _number(0, 100_000)
-    sample_inference_steps: int = _number(1, 100)
-    sample_guidance_scale: float = _number(1, 30)
-    lr_scheduler: str = _choice("constant", "linear", "cosine")
-    lr_warmup_steps: int = _number(0, 100_000)
-    weight_decay: float = _number(0, 1)
-    max_grad_norm: float = _number(0, 100)
-    mixed_precision: str = _choice("auto", "no", "bf16")
+    control_prompt: str = text(MAXIMUM_PROMPT)
+    sample_every_steps: int = number(0, 100_000)
+    sample_inference_steps: int = number(1, 100)
+    sample_guidance_scale: float = number(1, 30)
+    lr_scheduler: str = choice("constant", "linear", "cosine")
+    lr_warmup_steps: int = number(0, 100_000)
+    weight_decay: float = number(0, 1)
+    max_grad_norm: float = number(0, 100)
+    mixed_precision: str = choice("auto", "no", "bf16")
     flip: bool
-    caption_dropout: float = _number(0, 1)
-    snr_gamma: float = _number(0, 20)
-    targets: str = _choice("attention", "attention+feed_forward", "all")
+    caption_dropout: float = number(0, 1)
+    snr_gamma: float = number(0, 20)
+    targets: str = choice("attention", "attention+feed_forward", "all")
 
     def __post_init__(self) -> None:
         """Checks every field.
@@ -133,7 +139,7 @@ class TrainingConfig:
             ConfigError: For the first field that cannot be used.
         """
         for field in dataclasses.fields(self):
-            value = _CHECKS[str(field.type)](field, getattr(self, field.name))
+            value = CHECKS[str(field.type)](field, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         if self.resolution % RESOLUTION_STEP:
             raise ConfigError(
@@ -168,8 +174,14 @@ class TrainingConfig:
 
     @property
     def effective_learning_rate(self) -> float:
-        """Learning rate times the strength of the adapters: what recipes compare by."""
-        return self.learning_rate * self.alpha / self.rank
+        """Learning rate times the strength of adapters: what recipes compare by."""
+        strength = self.alpha / self.rank if self.tune == "adapters" else 1
+        return self.learning_rate * strength
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether pictures of the class are trained on beside the own ones."""
+        return self.prior_loss_weight > 0
 
     def passes_per_image(self, num_images: int) -> float:
         """How often each of ``num_images`` pictures is seen."""
@@ -185,70 +197,6 @@ def _refuse_unknown(values: Mapping[str, Any]) -> None:
     for name in values:
         if name not in FIELDS:
             raise ConfigError(str(name), "is not a setting of a training", "unknown_field")
-
-
-def _wrong_type(name: str, wanted: str) -> ConfigError:
-    return ConfigError(name, f"must be {wanted}", "wrong_type", wanted=wanted)
-
-
-def _check_number(field: dataclasses.Field[Any], value: Any) -> float:
-    wanted = "a whole number" if field.type == "int" else "a number"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong_type(field.name, wanted)
-    low, high = field.metadata["minimum"], field.metadata["maximum"]
-    # An integer too large for a float is out of range, not an overflow.
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(field.name, "must be a finite number", "not_finite")
-    if not low <= value <= high:
-        sentence = f"must be between {low:g} and {high:g}"
-        raise ConfigError(field.name, sentence, "out_of_range", minimum=low, maximum=high)
-    if field.type == "int":
-        if value != int(value):
-            raise _wrong_type(field.name, wanted)
-        return int(value)
-    return float(value)
-
-
-def _check_text(field: dataclasses.Field[Any], value: Any) -> str:
-    if not isinstance(value, str):
-        raise _wrong_type(field.name, "text")
-    if "choices" in field.metadata:
-        choices = field.metadata["choices"]
-        if value not in choices:
-            sentence = f"must be one of {', '.join(choices)}"
-            raise ConfigError(field.name, sentence, "not_a_choice", choices=list(choices))
-        return value
-    text = unicodedata.normalize("NFC", " ".join(value.split()))
-    limit = field.metadata["maximum_length"]
-    if len(text) > limit:
-        sentence = f"must not be longer than {limit} characters"
-        raise ConfigError(field.name, sentence, "too_long", maximum=limit)
-    return text
-
-
-def _check_texts(field: dataclasses.Field[Any], value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple):
-        raise _wrong_type(field.name, "a list of texts")
-    limit = field.metadata["maximum_count"]
-    if len(value) > limit:
-        raise ConfigError(field.name, f"must not be more than {limit}", "too_many", maximum=limit)
-    texts = (_check_text(field, entry) for entry in value)
-    return tuple(text for text in texts if text)
-
-
-def _check_flag(field: dataclasses.Field[Any], value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _wrong_type(field.name, "true or false")
-    return value
-
-
-_CHECKS = {
-    "int": _check_number,
-    "float": _check_number,
-    "str": _check_text,
-    "bool": _check_flag,
-    "tuple[str, ...]": _check_texts,
-}
 
 
 def native_size_of(architecture: str, base_defaults: Mapping[str, Any]) -> int:
@@ -267,38 +215,72 @@ def resolve_config(
     asked: Mapping[str, Any],
     *,
     architecture: str,
+    method: str = "lora",
     base_defaults: Mapping[str, Any] | None = None,
     num_images: int,
 ) -> TrainingConfig:
     """Completes what somebody asked for to a whole configuration.
 
     A field that was not asked for comes from the base model, then from the preset for
-    this kind of base. ``None`` means not asked for.
+    this kind of base and this method. ``None`` means not asked for.
 
     Args:
         asked: Settings by name.
         architecture: Name of the base model's family.
+        method: One of :data:`METHODS`.
         base_defaults: The base model's default settings. ``training`` in it holds
-            settings by name; ``native_size`` or ``width`` its size in pixels;
-            ``num_inference_steps`` and ``guidance_scale`` how it samples well.
+            settings by name for each method; ``native_size`` or ``width`` its size in
+            pixels; ``num_inference_steps`` and ``guidance_scale`` how it samples well.
         num_images: How many pictures the dataset holds.
 
     Raises:
-        ConfigError: If a field is unknown or cannot be used, or the family cannot be
-            trained (field ``architecture``).
+        ConfigError: If a field is unknown or cannot be used or contradicts the method
+            (field ``method`` if there is no such), or the family cannot be trained
+            (field ``architecture``).
     """
     if architecture not in ARCHITECTURES or not ARCHITECTURES[architecture].trainable:
         raise ConfigError("architecture", "cannot be trained", "not_trainable")
+    _require_method(method)
     base = base_defaults or {}
     given = {name: value for name, value in asked.items() if value is not None}
-    settings = {**(base.get("training") or {}), **given}
+    settings = {**(base.get("training") or {}).get(method, {}), **given}
     _refuse_unknown(settings)
 
-    preset_name = _check_text(FIELDS["preset"], settings.get("preset", PRESETS[0]))
+    preset_name = check_text(FIELDS["preset"], settings.get("preset", PRESETS[0]))
+    tune = check_text(FIELDS["tune"], settings.get("tune", TUNES[method][0]))
     native_size = native_size_of(architecture, base)
-    preset = find_preset(preset_name, architecture, native_size)
-    values = _defaults_of(preset, native_size, base) | settings | {"preset": preset_name}
-    return TrainingConfig(**_complete(values, preset, num_images))
+    preset = find_preset(preset_name, architecture, method, tune, native_size)
+    values = _defaults_of(preset, native_size, base) | settings
+    values |= {"preset": preset_name, "tune": tune}
+    _complete_prior(values, method)
+    config = TrainingConfig(**_complete(values, preset, num_images))
+    check_method(config, method)
+    return config
+
+
+def check_method(config: TrainingConfig, method: str) -> None:
+    """Refuses settings that contradict the method.
+
+    Raises:
+        ConfigError: For the first of them, or if there is no such method.
+    """
+    _require_method(method)
+    if config.tune not in TUNES[method]:
+        sentence = f"must be {' or '.join(TUNES[method])} for this method"
+        raise ConfigError("tune", sentence, "not_a_choice", choices=list(TUNES[method]))
+    if method == "dreambooth":
+        if config.has_prior and not config.class_prompt:
+            raise ConfigError("class_prompt", "is needed for pictures of the class", "required")
+        return
+    for name in ("instance_prompt", "class_prompt", "prior_loss_weight"):
+        if getattr(config, name):
+            raise ConfigError(name, "belongs to DreamBooth", "not_for_method", method=method)
+
+
+def _require_method(method: str) -> None:
+    if method not in METHODS:
+        sentence = f"must be one of {', '.join(METHODS)}"
+        raise ConfigError("method", sentence, "not_a_choice", choices=list(METHODS))
 
 
 def _defaults_of(preset: Preset, native_size: int, base: Mapping[str, Any]) -> dict[str, Any]:
@@ -306,6 +288,16 @@ def _defaults_of(preset: Preset, native_size: int, base: Mapping[str, Any]) -> d
     return {
         "learning_rate": preset.learning_rate,
         "rank": preset.rank,
+        "dropout": 0.0,
+        "use_dora": False,
+        "train_text_encoder": False,
+        "text_encoder_learning_rate": preset.text_encoder_learning_rate,
+        "instance_prompt": "",
+        "class_prompt": "",
+        "num_class_images": preset.num_class_images,
+        "use_ema": preset.use_ema,
+        "ema_decay": preset.ema_decay,
+        "gradient_checkpointing": "auto",
         "train_batch_size": preset.train_batch_size,
         "gradient_accumulation_steps": 1,
         "resolution": native_size,
@@ -326,17 +318,23 @@ def _defaults_of(preset: Preset, native_size: int, base: Mapping[str, Any]) -> d
     }
 
 
+def _complete_prior(values: dict[str, Any], method: str) -> None:
+    """DreamBooth with a class prompt preserves the class; nothing else does unless asked."""
+    class_prompt = check_text(FIELDS["class_prompt"], values["class_prompt"])
+    values.setdefault("prior_loss_weight", float(method == "dreambooth" and class_prompt != ""))
+
+
 def _complete(values: dict[str, Any], preset: Preset, num_images: int) -> dict[str, Any]:
     """Adds the fields whose default follows from other fields, once those are checked."""
     checked = {
-        name: _check_number(FIELDS[name], values[name])
+        name: check_number(FIELDS[name], values[name])
         for name in ("rank", "train_batch_size", "gradient_accumulation_steps")
     }
     passes = max(1, num_images) * preset.passes_per_image
     passes = min(max(passes, preset.minimum_passes), preset.maximum_passes)
     batch = checked["train_batch_size"] * checked["gradient_accumulation_steps"]
     values.setdefault("max_train_steps", math.ceil(passes / batch))
-    steps = _check_number(FIELDS["max_train_steps"], values["max_train_steps"])
+    steps = check_number(FIELDS["max_train_steps"], values["max_train_steps"])
     values.setdefault("alpha", checked["rank"])
     values.setdefault("lr_warmup_steps", round(steps * 0.05))
     values.setdefault("sample_every_steps", math.ceil(steps / 4))

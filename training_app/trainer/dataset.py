@@ -16,7 +16,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from training_app.trainer.buckets import Bucket, buckets_for, choose_bucket, cover_size
+from training_app.trainer.buckets import (
+    Bucket,
+    buckets_for,
+    center_offset,
+    choose_bucket,
+    cover_size,
+)
 from training_app.trainer.randomness import derive_seed
 from training_app.trainer.request import TrainingImage
 
@@ -85,9 +91,9 @@ def read_pixels(path: Path, bucket: Bucket, *, mirrored: bool) -> torch.Tensor:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image.convert("RGB")
     size = cover_size(image.width, image.height, bucket)
+    left, top = center_offset(image.width, image.height, bucket)
     if size != image.size:
         image = image.resize(size, Image.Resampling.LANCZOS)
-    left, top = (size[0] - bucket.width) // 2, (size[1] - bucket.height) // 2
     image = image.crop((left, top, left + bucket.width, top + bucket.height))
     if mirrored:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

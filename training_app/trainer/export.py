@@ -30,7 +30,6 @@ from training_app.trainer.files import (
 )
 from training_app.trainer.request import TrainingRequest
 
-_PREFIX = "unet."
 _ADAPTER_METADATA = "lora_adapter_metadata"
 _TO_DIFFUSERS = {".lora_A.": ".lora.down.", ".lora_B.": ".lora.up."}
 #: Adapter name of the check in the pipeline that it makes.
@@ -64,7 +63,11 @@ def describe(
     """The words of the header."""
     config, given = request.config, request.metadata
     family = get_architecture(request.architecture)
-    settings = {f"{_PREFIX[:-1]}.{k}": v for k, v in adapter_settings(config).items()}
+    settings = {
+        f"{component}.{name}": value
+        for component in sorted({name.partition(".")[0] for name in weights})
+        for name, value in adapter_settings(config, component).items()
+    }
     words: dict[str, Any] = {
         "format": "pt",
         _ADAPTER_METADATA: json.dumps(settings, sort_keys=True),
@@ -107,7 +110,8 @@ def export_lora(
 
     Args:
         path: Where it goes.
-        parameters: The adapters by name.
+        parameters: The adapters by component and name: ``unet.…``, ``text_encoder.…``,
+            ``text_encoder_2.…``.
         request: The run, for the words of the header.
         step: Optimizer steps done.
 
@@ -116,8 +120,7 @@ def export_lora(
         OSError: If the file cannot be written; nothing is left behind.
     """
     weights = {
-        _PREFIX + _rename(name, _TO_DIFFUSERS): parameter.detach()
-        for name, parameter in parameters.items()
+        _rename(name, _TO_DIFFUSERS): parameter.detach() for name, parameter in parameters.items()
     }
     if not all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
         raise ChildError("non_finite_loss")
@@ -125,7 +128,7 @@ def export_lora(
 
 
 def read_lora(path: Path) -> dict[str, torch.Tensor]:
-    """Reads what :func:`export_lora` wrote: the adapters by name.
+    """Reads what :func:`export_lora` wrote: the adapters by component and name.
 
     Raises:
         CorruptFileError: If the file is damaged.
@@ -133,7 +136,7 @@ def read_lora(path: Path) -> dict[str, torch.Tensor]:
     """
     back = {new: old for old, new in _TO_DIFFUSERS.items()}
     weights, _ = read_tensors(path)
-    return {_rename(name, back).removeprefix(_PREFIX): value for name, value in weights.items()}
+    return {_rename(name, back): value for name, value in weights.items()}
 
 
 @torch.no_grad()
@@ -204,9 +207,15 @@ def verify_export(
     pipeline.load_lora_weights(
         path.parent, weight_name=path.name, adapter_name=_CHECKED, local_files_only=True
     )
+    networks = {
+        component: network
+        for component, network in pipeline.components.items()
+        if isinstance(network, torch.nn.Module)
+    }
     loaded = {
-        name.replace(f".{_CHECKED}.", "."): value
-        for name, value in pipeline.unet.named_parameters()
+        f"{component}.{name}".replace(f".{_CHECKED}.", "."): value
+        for component, network in networks.items()
+        for name, value in network.named_parameters()
         if f".{_CHECKED}." in name
     }
     if set(loaded) != set(parameters):
@@ -215,7 +224,7 @@ def verify_export(
         if not torch.equal(value, parameters[name].to(value)):
             raise CorruptFileError(f"{name} is not what was trained")
     strength = request.config.alpha / request.config.rank
-    for module in pipeline.unet.modules():
+    for module in (module for network in networks.values() for module in network.modules()):
         scaling = getattr(module, "scaling", None)
         if isinstance(scaling, dict) and scaling.get(_CHECKED) != strength:
             raise CorruptFileError("the weights file has lost its alpha")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 
@@ -48,11 +48,16 @@ def write_file(path: Path, data: bytes) -> None:
     Raises:
         OSError: If it cannot be written; nothing is left behind.
     """
+    _write_blocks(path, [data])
+
+
+def _write_blocks(path: Path, blocks: Iterable[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with aside.open("xb") as stream:
-            stream.write(data)
+            for block in blocks:
+                stream.write(block)
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(path)
@@ -89,31 +94,50 @@ def _bytes_of(tensor: torch.Tensor) -> bytes:
     return flat.view(torch.uint8).numpy().tobytes()
 
 
-def pack_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Lays tensors out as a safetensors file, in a fixed order.
+def _lay_out(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Iterator[bytes]:
+    """The blocks of a safetensors file in a fixed order: the header, then each tensor.
 
     Source: the format's description, huggingface/safetensors README.
+    """
+    # Wide types first, so that every tensor lies aligned.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    offset = 0
+    for name in order:
+        tensor = tensors[name]
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    yield len(head).to_bytes(8, "little") + head
+    for name in order:
+        yield _bytes_of(tensors[name])
+
+
+def pack_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Lays tensors out as a safetensors file, in a fixed order.
 
     Args:
         tensors: What the file holds.
         metadata: Words of the header.
     """
-    # Wide types first, so that every tensor lies aligned.
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
-    blocks, offset = [], 0
-    for name in order:
-        block = _bytes_of(tensors[name])
-        header[name] = {
-            "dtype": _DTYPE_NAMES[tensors[name].dtype],
-            "shape": list(tensors[name].shape),
-            "data_offsets": [offset, offset + len(block)],
-        }
-        blocks.append(block)
-        offset += len(block)
-    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    head += b" " * (-len(head) % 8)
-    return len(head).to_bytes(8, "little") + head + b"".join(blocks)
+    return b"".join(_lay_out(tensors, metadata))
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Writes what :func:`pack_tensors` makes, with one tensor at a time in memory.
+
+    Raises:
+        OSError: If it cannot be written; nothing is left behind.
+    """
+    _write_blocks(path, _lay_out(tensors, metadata))
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -146,7 +170,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 def write_checked_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Writes tensors with a hash of their content, for :func:`read_checked_tensors`."""
-    write_file(path, pack_tensors(tensors, {_CONTENT_KEY: hash_tensors(tensors)}))
+    write_tensors(path, tensors, {_CONTENT_KEY: hash_tensors(tensors)})
 
 
 def read_checked_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -24,6 +24,8 @@ from training_app.trainer.cache import PromptBank
 from training_app.trainer.config import MAXIMUM_SEED
 from training_app.trainer.dataset import Example
 from training_app.trainer.export import RenderSettings, render
+from training_app.trainer.learner import Learner, compute_dtype
+from training_app.trainer.prompts import LivePrompts
 from training_app.trainer.reporting import Reporter, StopRun, logger
 from training_app.trainer.request import TrainingRequest
 
@@ -91,8 +93,8 @@ class Previewer:
     def __init__(
         self,
         request: TrainingRequest,
-        denoiser: Any,
-        bank: PromptBank,
+        learner: Learner,
+        source: PromptBank | LivePrompts,
         prompts: Sequence[str],
         reporter: Reporter,
     ) -> None:
@@ -100,14 +102,15 @@ class Previewer:
 
         Args:
             request: The run.
-            denoiser: The network that learns, with its adapters.
-            bank: Has every prompt and the empty one.
+            learner: The networks that learn.
+            source: Has, or makes, the conditioning of every prompt and the empty one.
             prompts: What the pictures show.
             reporter: Is told of every picture and asked whether to stop.
         """
         self._request = request
-        self._denoiser = denoiser
-        self._bank = bank
+        self._learner = learner
+        self._source = source
+        self._dtype = compute_dtype(request.config, request.device)
         self._reporter = reporter
         self.settings = [
             RenderSettings(prompt, (request.config.seed + i) % (MAXIMUM_SEED + 1), request.config)
@@ -115,8 +118,8 @@ class Previewer:
         ]
 
     def release(self) -> None:
-        """Lets go of the denoiser; there will be no further sample."""
-        del self._denoiser
+        """Lets go of the networks; there will be no further sample."""
+        del self._learner, self._source
 
     def sample(self, step: int) -> list[Sample]:
         """Makes one picture for every prompt and tells the worker of each.
@@ -126,8 +129,15 @@ class Previewer:
             the run was asked to stop meanwhile.
         """
         samples: list[Sample] = []
-        devices = [self._denoiser.device] if self._denoiser.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        device = torch.device(self._request.device)
+        devices = [device] if device.type == "cuda" else []
+        # A whole network is kept in fp32 and computes in the run's type all the same.
+        is_cast = self._learner.dtype != self._dtype
+        with (
+            torch.random.fork_rng(devices=devices),
+            torch.autocast(device.type, self._dtype, enabled=is_cast),
+            self._learner.at_rest(),
+        ):
             try:
                 pipeline = self._make_pipeline()
                 for index, settings in enumerate(self.settings):
@@ -152,19 +162,19 @@ class Previewer:
             request.base_folder,
             request.architecture,
             only=("vae",),
-            dtype=self._denoiser.dtype,
+            dtype=self._learner.dtype,
             device=request.device,
         )["vae"]
         return make_pipeline(
             get_architecture(request.architecture),
-            unet=self._denoiser,
+            unet=self._learner.denoiser,
             vae=vae,
             scheduler=load_noise_scheduler(request.base_folder),
         )
 
     def _make(self, pipeline: Any, step: int, index: int, settings: RenderSettings) -> Sample:
-        conditioning = self._bank.of(settings.prompt).tensors
-        empty = self._bank.of("").tensors
+        conditioning = self._source.of(settings.prompt).tensors
+        empty = self._source.of("").tensors
         ready = dict(conditioning) | {f"negative_{name}": empty[name] for name in empty}
         pixels = render(
             pipeline, settings, on_step=lambda: self._reporter.raise_if_stopped(step), **ready

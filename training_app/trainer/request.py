@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from training_app.trainer.config import TrainingConfig
+from training_app.trainer.config import TrainingConfig, check_method
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class TrainingRequest:
         job_id: The job's id, for file names.
         base_folder: The base model in diffusers' layout.
         architecture: Name of its family.
+        method: ``lora``, ``dreambooth`` or ``full``.
         config: All settings, resolved.
         images: The frozen manifest; at least one picture.
         output_folder: Where weights, samples and checkpoints go.
@@ -71,6 +72,7 @@ class TrainingRequest:
     job_id: str
     base_folder: Path
     architecture: str
+    method: str
     config: TrainingConfig
     images: tuple[TrainingImage, ...]
     output_folder: Path
@@ -93,6 +95,8 @@ class TrainingRequest:
         config = dict(values["config"])
         if values.get("trigger_word"):
             config["trigger_word"] = values["trigger_word"]
+        resolved, method = TrainingConfig.from_dict(config), str(values.get("method", "lora"))
+        check_method(resolved, method)
         images = tuple(TrainingImage.from_dict(entry) for entry in values["images"])
         if not images:
             raise ValueError("the manifest names no picture")
@@ -101,7 +105,8 @@ class TrainingRequest:
             job_id=str(values["job_id"]),
             base_folder=Path(values["base_folder"]),
             architecture=str(values["architecture"]),
-            config=TrainingConfig.from_dict(config),
+            method=method,
+            config=resolved,
             images=images,
             output_folder=Path(values["output_folder"]),
             cache_folder=Path(values["cache_folder"]),
@@ -119,7 +124,8 @@ class TrainingRequest:
         for name in _WITHOUT_INFLUENCE:
             config.pop(name)
         images = [[image.pixel_sha256, image.caption] for image in self.images]
-        content = [self.architecture, self.metadata.get("base_sha256", ""), config, images]
+        base = [self.architecture, self.metadata.get("base_sha256", "")]
+        content = [*base, self.method, config, images]
         return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

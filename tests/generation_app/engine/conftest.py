@@ -79,69 +79,6 @@ def make_lora(
     return path
 
 
-def make_tiny_sdxl(folder: Path, tokenizer_folder: Path) -> Path:
-    """Write a tiny SDXL pipeline: two text encoders, pooled embeddings, time ids."""
-    import torch
-    from diffusers import (
-        AutoencoderKL,
-        EulerDiscreteScheduler,
-        StableDiffusionXLPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import (
-        CLIPTextConfig,
-        CLIPTextModel,
-        CLIPTextModelWithProjection,
-        CLIPTokenizer,
-    )
-
-    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
-    text_config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        projection_dim=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        pipe = StableDiffusionXLPipeline(
-            unet=UNet2DConditionModel(
-                sample_size=8,
-                block_out_channels=(32, 64),
-                layers_per_block=1,
-                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-                attention_head_dim=(2, 4),
-                use_linear_projection=True,
-                addition_embed_type="text_time",
-                addition_time_embed_dim=8,
-                projection_class_embeddings_input_dim=6 * 8 + 32,
-                cross_attention_dim=64,
-                norm_num_groups=8,
-            ),
-            vae=AutoencoderKL(
-                block_out_channels=(8, 8, 16, 16),
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                layers_per_block=1,
-                latent_channels=4,
-                norm_num_groups=4,
-            ),
-            text_encoder=CLIPTextModel(text_config),
-            text_encoder_2=CLIPTextModelWithProjection(text_config),
-            tokenizer=tokenizer,
-            tokenizer_2=tokenizer,
-            scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear"),
-        )
-    pipe.save_pretrained(folder, safe_serialization=True)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Stable Diffusion pipeline of 64×64 pixels."""

@@ -18,8 +18,8 @@ from generation_app.engine.resident import Engine
 from generation_app.engine.schedulers import build_scheduler
 from generation_app.engine.vocabulary import SCHEDULERS
 from models_app.loading import load_pipeline
-from tests.generation_app.engine.conftest import Recorder, make_lora, make_tiny_sdxl
-from tests.tiny import make_tiny_sd
+from tests.generation_app.engine.conftest import Recorder, make_lora
+from tests.tiny import make_tiny_sd, make_tiny_sdxl
 
 Order = Callable[..., dict[str, Any]]
 
@@ -172,10 +172,8 @@ def test_progress_counts_over_all_images(order: Order) -> None:
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 @pytest.mark.parametrize("negative_prompt", ["", "a dog"])
-def test_sdxl_equals_plain_diffusers(
-    base: Path, tmp_path: Path, order: Order, negative_prompt: str
-) -> None:
-    base = make_tiny_sdxl(tmp_path / "xl", base / "tokenizer")
+def test_sdxl_equals_plain_diffusers(tmp_path: Path, order: Order, negative_prompt: str) -> None:
+    base = make_tiny_sdxl(tmp_path / "xl")
     lora = make_lora(base, tmp_path / "xl.safetensors", kind="sdxl")
     message = order(
         base_folder=str(base),
@@ -243,11 +241,14 @@ def test_a_picture_that_is_not_numbers_is_an_error_and_the_engine_stays_well(ord
     assert np.array_equal(before, after)
 
 
-def test_a_prompt_beyond_the_encoder_is_cut_and_said(order: Order) -> None:
-    _, line = paint(Engine(), order(prompt="x" * 300))
+def test_a_prompt_beyond_all_chunks_is_cut_and_said(order: Order) -> None:
+    engine = Engine()
+    _, line = paint(engine, order(prompt="x" * 300))
+    assert line.of("done")[0]["metrics"]["notes"] == []
+    _, line = paint(engine, order(prompt="x" * 1500))
     [note] = line.of("done")[0]["metrics"]["notes"]
     assert note["code"] == "prompt_truncated"
-    assert note["params"]["limit"] == 77
+    assert note["params"] == {"field": "prompt", "tokens": 1500, "limit": 1200}
 
 
 @pytest.mark.parametrize("prompt", ["", "🦊" * 50, "((((", "{a|", "line one\nline two"])

@@ -54,12 +54,12 @@ def test_a_checkpoint_is_whole_and_says_what_is_in_it(finished: Finished) -> Non
 
 def test_a_checkpoint_holds_everything(folder: Path, make_request: MakeRequest) -> None:
     request = TrainingRequest.from_dict(make_request())
-    loaded = load_checkpoint(list_checkpoints(folder)[0], request)
+    loaded = load_checkpoint(list_checkpoints(folder)[0], request, [])
     assert loaded.step == 12
     assert loaded.position == {"64x64": 12}
     kinds = {name.split("/")[0] for name in loaded.optimizer}
     assert kinds == {"step", "exp_avg", "exp_avg_sq"}
-    assert len(loaded.optimizer) == 3 * len(loaded.adapters)
+    assert len(loaded.optimizer) == 3 * len(loaded.weights)
     assert loaded.random_states["cpu"].dtype == torch.uint8
 
 
@@ -81,7 +81,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     skipped: list[str] = []
     for resume_folder in (folder, newest):
         request = TrainingRequest.from_dict(make_request(resume_folder=str(resume_folder)))
-        found = find_checkpoint(request, skipped.append)
+        found = find_checkpoint(request, [], skipped.append)
         assert found is not None
         assert found.step == 10
     assert skipped == [newest.name] * 2
@@ -93,7 +93,7 @@ def test_a_checkpoint_may_lie_anywhere(
     elsewhere = tmp_path / "copies" / "f00"
     shutil.copytree(list_checkpoints(folder)[1], elsewhere)
     request = TrainingRequest.from_dict(make_request(resume_folder=str(elsewhere)))
-    found = find_checkpoint(request, pytest.fail)
+    found = find_checkpoint(request, [], pytest.fail)
     assert found is not None and found.step == 10
 
 
@@ -108,22 +108,22 @@ def test_a_checkpoint_of_another_run_is_refused(folder: Path, make_request: Make
     ]
     for other in others:
         with pytest.raises(CorruptFileError, match="another run"):
-            load_checkpoint(newest, TrainingRequest.from_dict(other))
+            load_checkpoint(newest, TrainingRequest.from_dict(other), [])
     # Samples have no say in the weights.
-    load_checkpoint(newest, TrainingRequest.from_dict(make_request({"sample_every_steps": 3})))
+    load_checkpoint(newest, TrainingRequest.from_dict(make_request({"sample_every_steps": 3})), [])
 
 
 def test_no_checkpoint_is_no_error(make_request: MakeRequest, tmp_path: Path) -> None:
     for resume in (None, str(tmp_path / "nowhere")):
         request = TrainingRequest.from_dict(make_request(resume_folder=resume))
-        assert find_checkpoint(request, lambda name: None) is None
+        assert find_checkpoint(request, [], lambda name: None) is None
 
 
 def test_a_full_disk_leaves_no_half_checkpoint(
     folder: Path, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = TrainingRequest.from_dict(make_request())
-    loaded = load_checkpoint(list_checkpoints(folder)[0], request)
+    loaded = load_checkpoint(list_checkpoints(folder)[0], request, [])
     before = sorted(path.name for path in folder.iterdir())
 
     def fail(path: Path, data: bytes) -> None:

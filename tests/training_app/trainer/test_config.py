@@ -7,10 +7,12 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from models_app.architectures import ARCHITECTURES
 from training_app.trainer.config import FIELDS, ConfigError, TrainingConfig, resolve_config
+from training_app.trainer.presets import METHODS, PRESETS, TUNES
 
 TINY = {"width": 64}
 
@@ -71,10 +73,56 @@ def test_a_tiny_base_has_defaults_of_its_own() -> None:
 
 
 def test_asked_values_win_over_the_base_and_the_base_over_the_preset() -> None:
-    base = TINY | {"training": {"rank": 7, "learning_rate": 0.003, "preset": "style"}}
+    settings = {"rank": 7, "learning_rate": 0.003, "preset": "style"}
+    base = TINY | {"training": {"lora": settings, "full": {"learning_rate": 1e-5}}}
     config = _resolve({"rank": 9, "seed": None}, base_defaults=base)
     assert (config.rank, config.learning_rate, config.preset) == (9, 0.003, "style")
     assert config.seed == 0
+    assert _resolve(method="full", base_defaults=base).learning_rate == 1e-5
+
+
+def test_the_method_decides_what_learns_and_how_fast() -> None:
+    lora, dreambooth, full = (_resolve(method=m) for m in ("lora", "dreambooth", "full"))
+    assert [c.tune for c in (lora, dreambooth, full)] == ["adapters", "adapters", "unet"]
+    whole = _resolve({"tune": "unet"}, method="dreambooth")
+    assert whole.learning_rate < lora.learning_rate / 10
+    assert full.learning_rate < lora.learning_rate / 10
+    assert full.use_ema and not lora.use_ema
+    # A whole network has no rank that its learning rate would be compared by.
+    assert _resolve({"rank": 8, "alpha": 1}, method="full").effective_learning_rate == 3e-6
+    with pytest.raises(ConfigError) as error:
+        _resolve({"tune": "adapters"}, method="full")
+    assert (error.value.field, error.value.code) == ("tune", "not_a_choice")
+    with pytest.raises(ConfigError) as error:
+        _resolve(method="magic")
+    assert (error.value.field, error.value.code) == ("method", "not_a_choice")
+
+
+def test_a_class_prompt_preserves_the_class_and_preserving_needs_one() -> None:
+    assert _resolve({"class_prompt": "a dog"}, method="dreambooth").prior_loss_weight == 1
+    without = {"class_prompt": "a dog", "prior_loss_weight": 0}
+    assert not _resolve(without, method="dreambooth").has_prior
+    assert not _resolve(method="dreambooth").has_prior
+    with pytest.raises(ConfigError) as error:
+        _resolve({"prior_loss_weight": 1, "class_prompt": " "}, method="dreambooth")
+    assert (error.value.field, error.value.code) == ("class_prompt", "required")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("base", [TINY, None])
+def test_every_preset_of_every_method_resolves(
+    method: str, preset: str, base: dict[str, Any] | None
+) -> None:
+    for architecture in [name for name, family in ARCHITECTURES.items() if family.trainable]:
+        for tune in TUNES[method]:
+            config = _resolve(
+                {"preset": preset, "tune": tune},
+                method=method,
+                architecture=architecture,
+                base_defaults=base,
+            )
+            assert (config.preset, config.tune) == (preset, tune)
 
 
 def test_a_configuration_survives_json() -> None:
@@ -117,6 +165,17 @@ def test_a_configuration_survives_json() -> None:
         ("flip", 1, "wrong_type"),
         ("caption_dropout", 1.1, "out_of_range"),
         ("steps", 100, "unknown_field"),
+        ("dropout", 0.95, "out_of_range"),
+        ("use_dora", "yes", "wrong_type"),
+        ("ema_decay", 1, "out_of_range"),
+        ("num_class_images", 0, "out_of_range"),
+        ("gradient_checkpointing", True, "wrong_type"),
+        ("gradient_checkpointing", "maybe", "not_a_choice"),
+        ("tune", "unet", "not_a_choice"),
+        ("tune", "vae", "not_a_choice"),
+        ("class_prompt", "a dog", "not_for_method"),
+        ("instance_prompt", "a zorp", "not_for_method"),
+        ("prior_loss_weight", 1, "not_for_method"),
     ],
 )
 def test_what_cannot_be_used_is_named(field: str, value: Any, code: str) -> None:
@@ -126,7 +185,7 @@ def test_what_cannot_be_used_is_named(field: str, value: Any, code: str) -> None
     assert error.value.message
 
 
-@pytest.mark.parametrize("architecture", ["svd", "sdxl", "flux", ""])
+@pytest.mark.parametrize("architecture", ["svd", "flux", ""])
 def test_a_family_that_cannot_be_trained_is_refused(architecture: str) -> None:
     with pytest.raises(ConfigError) as error:
         _resolve(architecture=architecture)
@@ -140,17 +199,21 @@ def test_a_stored_configuration_must_be_complete() -> None:
         TrainingConfig.from_dict(values)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(
         st.sampled_from(sorted(FIELDS)),
         st.one_of(
             st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.text())
         ),
-    )
+    ),
+    st.sampled_from(METHODS),
 )
-def test_anything_becomes_a_configuration_or_a_named_error(asked: dict[str, Any]) -> None:
+def test_anything_becomes_a_configuration_or_a_named_error(
+    asked: dict[str, Any], method: str
+) -> None:
     try:
-        config = _resolve(asked)
+        config = _resolve(asked, method=method)
     except ConfigError as error:
         assert error.field in FIELDS
     else:

@@ -16,9 +16,10 @@ from safetensors import safe_open
 from models_app.architectures import ARCHITECTURES
 from models_app.loading import load_components, make_pipeline
 from studio_project.child_protocol import ChildError
-from training_app.trainer.adapters import adapter_settings, add_adapters, load_adapters
+from training_app.trainer.adapters import adapter_settings, add_adapters
 from training_app.trainer.export import RenderSettings, export_lora, read_lora, verify_export
 from training_app.trainer.files import CorruptFileError, pack_tensors
+from training_app.trainer.learner import copy_weights
 from training_app.trainer.request import TrainingRequest
 
 MakeRequest = Callable[..., dict[str, Any]]
@@ -33,7 +34,7 @@ def request_(make_request: MakeRequest, request: pytest.FixtureRequest) -> Train
 def _trained(request_: TrainingRequest) -> tuple[Any, dict[str, torch.nn.Parameter]]:
     """A denoiser whose adapters do something."""
     unet = load_components(request_.base_folder, "sd1", only=("unet",))["unet"]
-    parameters = add_adapters(unet, request_.config)
+    parameters = add_adapters(unet, request_.config, "unet")
     generator = torch.Generator().manual_seed(1)
     for parameter in parameters.values():
         parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
@@ -64,7 +65,7 @@ def test_fresh_adapters_change_nothing(request_: TrainingRequest) -> None:
     parts = load_components(request_.base_folder, "sd1")
     pipeline = make_pipeline(ARCHITECTURES["sd1"], **parts)
     before = _render(pipeline)
-    parameters = add_adapters(parts["unet"], request_.config)
+    parameters = add_adapters(parts["unet"], request_.config, "unet")
     assert (_render(pipeline) == before).all()
     trainable = [p for p in parts["unet"].parameters() if p.requires_grad]
     assert {id(p) for p in trainable} == {id(p) for p in parameters.values()}
@@ -74,7 +75,7 @@ def test_fresh_adapters_change_nothing(request_: TrainingRequest) -> None:
 def test_adapters_start_alike_and_leave_the_random_state_alone(request_: TrainingRequest) -> None:
     state = torch.get_rng_state()
     unets = [load_components(request_.base_folder, "sd1", only=("unet",))["unet"] for _ in range(2)]
-    first, second = (add_adapters(unet, request_.config) for unet in unets)
+    first, second = (add_adapters(unet, request_.config, "unet") for unet in unets)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -97,7 +98,7 @@ def test_plain_diffusers_makes_the_trained_networks_picture(
     plain.unload_lora_weights()
     # Without the header's settings the strength would be 1 and the picture another.
     bare = pack_tensors(
-        {f"unet.{name}": value.detach() for name, value in parameters.items()}, {"format": "pt"}
+        {name: value.detach() for name, value in parameters.items()}, {"format": "pt"}
     )
     (tmp_path / "bare.safetensors").write_bytes(bare)
     plain.load_lora_weights(tmp_path, weight_name="bare.safetensors", adapter_name="y")
@@ -121,7 +122,10 @@ def test_the_header_tells_what_it_is(request_: TrainingRequest, tmp_path: Path) 
     assert words["modelspec.title"] == "My zorp"
     settings = json.loads(words["lora_adapter_metadata"])
     assert settings["unet.lora_alpha"] == 10
-    assert settings["unet.target_modules"] == adapter_settings(request_.config)["target_modules"]
+    assert (
+        settings["unet.target_modules"]
+        == adapter_settings(request_.config, "unet")["target_modules"]
+    )
 
 
 def test_equal_adapters_give_equal_files(request_: TrainingRequest, tmp_path: Path) -> None:
@@ -134,9 +138,11 @@ def test_what_is_read_back_is_what_was_written(request_: TrainingRequest, tmp_pa
     _, parameters = _trained(request_)
     export_lora(tmp_path / "a", parameters, request_, 12)
     fresh = add_adapters(
-        load_components(request_.base_folder, "sd1", only=("unet",))["unet"], request_.config
+        load_components(request_.base_folder, "sd1", only=("unet",))["unet"],
+        request_.config,
+        "unet",
     )
-    load_adapters(fresh, read_lora(tmp_path / "a"))
+    copy_weights(fresh, read_lora(tmp_path / "a"))
     assert all(torch.equal(fresh[name], parameters[name]) for name in parameters)
 
 
@@ -144,9 +150,9 @@ def test_adapters_of_another_rank_are_refused(request_: TrainingRequest) -> None
     _, parameters = _trained(request_)
     wrong = {name: value[:1] for name, value in parameters.items()}
     with pytest.raises(ValueError, match="shape"):
-        load_adapters(parameters, wrong)
-    with pytest.raises(ValueError, match="other adapters"):
-        load_adapters(parameters, {})
+        copy_weights(parameters, wrong)
+    with pytest.raises(ValueError, match="something else"):
+        copy_weights(parameters, {})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -184,7 +190,7 @@ def test_a_file_that_holds_something_else_is_not_proven(
         verify({**parameters, name: parameters[name] + 1})
     with pytest.raises(CorruptFileError, match="other layers"):
         verify({key: value for key, value in parameters.items() if key != name})
-    weights = {f"unet.{key}": value.detach() for key, value in parameters.items()}
+    weights = {key: value.detach() for key, value in parameters.items()}
     (tmp_path / "a.safetensors").write_bytes(pack_tensors(weights, {"format": "pt"}))
     with pytest.raises(CorruptFileError, match="alpha"):
         verify(dict(parameters))

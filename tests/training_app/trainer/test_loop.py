@@ -18,10 +18,12 @@ from tests.training_app.trainer.conftest import Finished, Recorder, request_for
 from training_app.trainer.cache import cache_latents, cache_prompts
 from training_app.trainer.config import TrainingConfig, resolve_config
 from training_app.trainer.dataset import make_examples
-from training_app.trainer.loop import Training, compute_dtype, learning_rate_at
+from training_app.trainer.learner import compute_dtype
+from training_app.trainer.learning_rate import learning_rate_at
 from training_app.trainer.reporting import Reporter
 from training_app.trainer.request import TrainingRequest
 from training_app.trainer.run import run
+from training_app.trainer.training import Training
 
 Train = Callable[..., Recorder]
 MakeRequest = Callable[..., dict[str, Any]]
@@ -146,12 +148,16 @@ def test_a_step_waits_for_nothing_and_updates_in_one_launch(make_request: MakeRe
 def test_a_gradient_that_is_not_finite_changes_no_weight(make_request: MakeRequest) -> None:
     training = _training(make_request())
     training.do_step()
-    before = {name: value.detach().clone() for name, value in training.parameters.items()}
-    hook = training.denoiser.conv_out.register_forward_hook(
+    before = {name: value.detach().clone() for name, value in training.learner.parameters.items()}
+    hook = training.learner.denoiser.conv_out.register_forward_hook(
         lambda module, inputs, output: output * float("nan")
     )
     assert not torch.isfinite(training.do_step())
-    assert all(torch.equal(before[name], value) for name, value in training.parameters.items())
+    assert all(
+        torch.equal(before[name], value) for name, value in training.learner.parameters.items()
+    )
     hook.remove()
     assert torch.isfinite(training.do_step())
-    assert not all(torch.equal(before[name], value) for name, value in training.parameters.items())
+    assert not all(
+        torch.equal(before[name], value) for name, value in training.learner.parameters.items()
+    )

@@ -38,6 +38,13 @@ def test_a_setting_that_cannot_be_used_is_named(make_request: MakeRequest) -> No
         TrainingRequest.from_dict(values | {"config": values["config"] | {"rank": 0}})
 
 
+def test_settings_of_another_method_are_named(make_request: MakeRequest) -> None:
+    with pytest.raises(ConfigError, match="tune"):
+        TrainingRequest.from_dict(make_request(method="full"))
+    with pytest.raises(ConfigError, match="method"):
+        TrainingRequest.from_dict(make_request(method="magic"))
+
+
 def test_only_what_decides_the_weights_decides_the_identity(make_request: MakeRequest) -> None:
     def identity(config: dict[str, Any] | None = None, **changes: Any) -> str:
         return TrainingRequest.from_dict(make_request(config, **changes)).identity
@@ -45,4 +52,5 @@ def test_only_what_decides_the_weights_decides_the_identity(make_request: MakeRe
     assert identity() == identity()
     assert identity({"sample_prompts": ["a"]}, device="cuda:0", output_folder="/x") == identity()
     assert identity({"seed": 1}) != identity()
+    assert identity(method="dreambooth") != identity()
     assert identity(metadata={"base_sha256": "other"}) != identity()

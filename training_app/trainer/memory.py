@@ -1,0 +1,71 @@
+"""Whether a training fits its device, found out by trying, before the first step."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any, Protocol
+
+import torch
+
+from training_app.trainer.reporting import logger
+
+#: Share of the device's free memory that a step may take: allocators leave gaps.
+USABLE_SHARE = 0.92
+#: Bytes of optimizer state for each byte of what learns; it comes with the first step.
+STATE_SHARE = 2
+
+
+class Rehearsing(Protocol):
+    """The part of ``training.Training`` that is tried here."""
+
+    learner: Any
+
+    def rehearse(self) -> None:
+        """Does what needs most memory in a step, and changes nothing."""
+
+
+def settle_checkpointing(training: Rehearsing, wish: str, device: str) -> bool:
+    """Turns gradient checkpointing on if it was asked for, or if a step does not fit without.
+
+    Args:
+        training: What shall be trained; a step of it is rehearsed on a GPU for ``auto``.
+        wish: ``on``, ``off`` or ``auto``.
+        device: Where it runs; on a CPU ``auto`` is off.
+
+    Returns:
+        Whether it is on.
+    """
+    is_on = wish == "on" or (
+        wish == "auto" and device.startswith("cuda") and not _fits(training, device)
+    )
+    if is_on:
+        training.learner.save_memory()
+        logger.info("activations are computed twice to save memory")
+    return is_on
+
+
+def _fits(training: Rehearsing, device: str) -> bool:
+    with torch.random.fork_rng(devices=[torch.device(device)]):
+        needed = _peak_bytes(training, device)
+    return needed is not None and needed <= USABLE_SHARE * _available_bytes(device)
+
+
+def _peak_bytes(training: Rehearsing, device: str) -> int | None:
+    """What a step takes at its peak, or ``None`` if it broke off for want of memory."""
+    learning = sum(p.numel() * p.element_size() for p in training.learner.parameters.values())
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        training.rehearse()
+        peak: int = torch.cuda.max_memory_allocated(device)
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
+    return peak + STATE_SHARE * learning
+
+
+def _available_bytes(device: str) -> int:
+    """The device's memory that is free or ours already."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_allocated(device)
