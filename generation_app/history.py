@@ -53,6 +53,10 @@ def work_of(parameters: Mapping[str, Any]) -> Work:
     """Return the work of resolved parameters."""
     steps = parameters["num_inference_steps"] * _PASSES.get(parameters.get("scheduler", ""), 1.0)
     steps *= parameters.get("strength") or 1.0
+    scale = parameters.get("hires_scale") or 1.0
+    if scale > 1:  # the second pass, on so many more pixels
+        again = parameters.get("hires_steps") or parameters["num_inference_steps"]
+        steps += again * parameters.get("hires_strength", 1.0) * scale**2
     guided = parameters.get("guidance_scale", 7.0) > 1
     images = parameters["num_images"]
     pixels = parameters["width"] * parameters["height"] * (parameters.get("num_frames") or 1)

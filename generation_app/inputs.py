@@ -61,10 +61,20 @@ def upload(user: User, file: UploadedFile | None) -> InputPicture:
             "megabytes": MAX_UPLOAD_BYTES // 1024**2
         }
         raise Problem("request_too_large", message, status=413, fields={"file": [message]})
-    return _keep(user, file.file, field="file")  # type: ignore[arg-type]
+    return keep_input(user, file.file, field="file")  # type: ignore[arg-type]
 
 
-def _keep(user: User, stream: BinaryIO, *, field: str) -> InputPicture:
+def keep_input(user: User, stream: BinaryIO, *, field: str) -> InputPicture:
+    """Keep a picture, once.
+
+    Args:
+        user: Whose it is.
+        stream: Its file.
+        field: What a refusal calls it.
+
+    Raises:
+        Problem: Why it cannot be read, naming the field; `storage_full` or `disk_full`.
+    """
     storage.require_free_space(MAX_UPLOAD_BYTES)
     with temporary_file() as kept:
         try:
@@ -187,7 +197,7 @@ def _find(user: User, value: Any, field: str) -> InputPicture:
         raise _not_found(field)
     try:
         with storage.open_key(key) as stream:
-            return _keep(user, stream, field=field)
+            return keep_input(user, stream, field=field)
     except FileNotFoundError as error:
         raise _not_found(field) from error
 

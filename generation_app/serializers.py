@@ -216,9 +216,8 @@ class GenerationSerializer(JobSerializer):
     max_guidance_scale = _value(FiniteField, "max_guidance_scale")
     images = serializers.SerializerMethodField()
     preview_url = serializers.SerializerMethodField()
-    eta_seconds = serializers.SerializerMethodField()  # type: ignore[assignment]
 
-    def get_eta_seconds(self, job: GenerationJob) -> int | None:
+    def get_eta_seconds(self, job: GenerationJob) -> int | None:  # type: ignore[override]
         """In how many seconds it is done, while it waits too; null if that cannot be told."""
         context: Any = self.root.context
         foresight: Foresight = context.setdefault("foresight", Foresight(self._waiting()))

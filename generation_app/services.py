@@ -28,7 +28,7 @@ from generation_app.engine.request import (
     resolve_request,
 )
 from generation_app.foresight import foresee
-from generation_app.history import Forecast, forecast
+from generation_app.history import forecast
 from generation_app.inputs import Inputs, resolve_inputs, size_like
 from generation_app.models import GeneratedImage, GenerationJob
 from generation_app.wording import TooManyVariations, take_loras, variations
@@ -96,7 +96,6 @@ def submit_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> Gene
     """
     asked = _understand(user, mode, body)
     model, chosen = asked.chosen.model, asked.chosen
-    told = _forecast(asked, mode)
     job = GenerationJob(
         owner=user,
         mode=mode,
@@ -108,8 +107,6 @@ def submit_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> Gene
         mask_image=asked.inputs.mask_image,
         parameters=asked.as_parameters(),
         total_steps=asked.request.steps_per_image * asked.request.num_images,
-        expected_seconds=told.seconds if told else None,
-        expected_load_seconds=told.load_seconds if told else None,
     )
     return queue(job, chosen.all)
 
@@ -124,6 +121,7 @@ def queue(job: GenerationJob, needed: list[DiffusionModel]) -> GenerationJob:
     jobs.require_stored_room(job.owner)
     job.status, job.queued_at = Status.QUEUED, timezone.now()
     job.required_bytes = sum(model.size_bytes for model in needed)
+    _foretell(job)
     with transaction.atomic():
         jobs.enforce_active_cap(job.owner)
         job.save(force_insert=True)
@@ -131,6 +129,16 @@ def queue(job: GenerationJob, needed: list[DiffusionModel]) -> GenerationJob:
         job.announce()
         jobs.ring(GenerationJob.queue_name)
     return job
+
+
+def _foretell(job: GenerationJob) -> None:
+    """Note on a new job how long it will take, if anything here tells."""
+    if job.base_model is None:
+        return
+    workers = live_workers(GenerationJob.queue_name)
+    told = forecast(job.base_model, job.mode, job.parameters, workers)
+    if told is not None:
+        job.expected_seconds, job.expected_load_seconds = told.seconds, told.load_seconds
 
 
 def estimate_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,7 +154,8 @@ def estimate_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> di
     """
     asked = _understand(user, mode, body)
     request, base = asked.request, asked.chosen.base
-    told = _forecast(asked, mode)
+    workers = live_workers(GenerationJob.queue_name)
+    told = forecast(base, mode, request.as_parameters(), workers)
     return {
         "total_steps": request.steps_per_image * request.num_images,
         "num_images": request.num_images,
@@ -155,11 +164,6 @@ def estimate_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> di
         "basis": told.basis if told else None,
         **foresee(user, base, told),
     }
-
-
-def _forecast(asked: Asked, mode: str) -> Forecast | None:
-    workers = live_workers(GenerationJob.queue_name)
-    return forecast(asked.chosen.base, mode, asked.as_parameters(), workers)
 
 
 def _understand(user: User, mode: str, body: Mapping[str, Any]) -> Asked:

@@ -27,7 +27,8 @@ class BlockingConsumer(_RedisConsumer):
         if not self.message_cache and self.outstanding_message_count < self.prefetch:
             self._wait()
             self.misses = 0
-        return super().__next__()
+        message: MessageProxy | None = super().__next__()
+        return message
 
     def _wait(self) -> None:
         """Block until the queue holds something: its first message is moved onto itself."""

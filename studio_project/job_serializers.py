@@ -44,7 +44,7 @@ class JobProgressSerializer(serializers.Serializer):
     progress = FiniteField(help_text="0 to 1.")
     step = serializers.IntegerField()
     total_steps = serializers.IntegerField()
-    eta_seconds = serializers.IntegerField(allow_null=True)
+    eta_seconds = serializers.SerializerMethodField()
     error = serializers.SerializerMethodField()
 
     def _waiting(self) -> Waiting:
@@ -60,6 +60,10 @@ class JobProgressSerializer(serializers.Serializer):
     def get_position(self, job: Job) -> int | None:
         """Place in the queue, the next one being 1."""
         return self._waiting().position(job)
+
+    def get_eta_seconds(self, job: Job) -> int | None:
+        """In how many seconds it is done; null if that cannot be told."""
+        return job.eta_seconds
 
     @extend_schema_field(JobErrorSerializer(allow_null=True))
     def get_error(self, job: Job) -> dict[str, str] | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from django.utils.translation import gettext as _
@@ -15,6 +16,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from generation_app import services
+from generation_app.dialects import a1111_reading as reading
 from generation_app.dialects import a1111_shapes as shapes
 from generation_app.dialects.adapter import (
     DialectView,
@@ -27,6 +29,7 @@ from generation_app.dialects.adapter import (
 from generation_app.dialects.references import best_base, named, usable_models
 from generation_app.engine.vocabulary import SCHEDULERS
 from generation_app.foresight import Foresight
+from generation_app.inputs import keep_input
 from generation_app.models import CheckpointChoice, GenerationJob
 from models_app.models import DiffusionModel
 from models_app.services import resolve_model
@@ -76,49 +79,73 @@ def find_checkpoint(user: User, title: Any) -> DiffusionModel:
     """
     if not isinstance(title, str) or not title.strip():
         message = _("A model is an id or a name.")
-        raise Problem("invalid", message, fields={shapes.CHECKPOINT: [message]})
+        raise Problem("invalid", message, fields={reading.CHECKPOINT: [message]})
     reference, sha256 = shapes.parse_title(title)
     try:
         model = resolve_model(user, reference)
     except Problem as error:
-        error.fields = {shapes.CHECKPOINT: [error.detail]}
+        error.fields = {reading.CHECKPOINT: [error.detail]}
         raise
     if not model.sha256.startswith(sha256):
         message = _("There is no model “%(ref)s” that you may use.") % {"ref": title[:200]}
-        fields = {shapes.CHECKPOINT: [message]}
+        fields = {reading.CHECKPOINT: [message]}
         raise Problem("model_not_found", message, status=404, fields=fields)
     return model
 
 
 # --- painting -------------------------------------------------------------------------------------
-class TextToImage(A1111View, PaintingView):
-    """`txt2img`."""
+class A1111PaintingView(A1111View, PaintingView):
+    """What both ways of painting share."""
 
-    def read(self, user: User, body: Mapping[str, Any]) -> Wish:
-        """Take what the platform knows; the settings may name the model."""
-        wish, checkpoint = shapes.read_request(body)
+    def with_model(self, user: User, wish: Wish, checkpoint: Any) -> Wish:
+        """Add the model: the one that the settings name, else the user's."""
         model = find_checkpoint(user, checkpoint) if checkpoint is not None else checkpoint_of(user)
-        return Wish({**wish.body, "model": model.pk}, wish.ignored)
+        return replace(wish, body={**wish.body, "model": model.pk})
 
-    @_documented(
-        "txt2img", shapes.A1111ImagesSerializer, shapes.A1111RequestSerializer, parameters=[ONCE]
-    )
-    def post(self, request: Request) -> Response:
+    def answer(self, request: Request) -> Response:
         """Paint, and answer when the pictures are there."""
         job, ignored = self.paint(request)
         shown = body_of(request).get("send_images") is not False
         return Response(shapes.painted(job, pictures(job), ignored, send_images=shown))
 
 
-class ImageToImage(A1111View):
-    """`img2img`."""
+class TextToImage(A1111PaintingView):
+    """`txt2img`."""
 
-    @_documented("img2img", shapes.A1111ImagesSerializer, shapes.A1111RequestSerializer)
+    def read(self, user: User, body: Mapping[str, Any]) -> Wish:
+        """Take what the platform knows; with `enable_hr` also the second pass."""
+        return self.with_model(user, *reading.read_request(body, reading.hires_fields(body)))
+
+    @_documented(
+        "txt2img", shapes.A1111ImagesSerializer, shapes.A1111RequestSerializer, parameters=[ONCE]
+    )
     def post(self, request: Request) -> Response:
-        """Refuse as `/api/generate/` does: this site cannot do that yet."""
-        body = body_of(request)
-        services.submit_generation(signed_in(request), mode="image-to-image", body=body)
-        raise Problem("method_unavailable", _("This site cannot do that yet."), status=404)
+        """Paint from words."""
+        return self.answer(request)
+
+
+class ImageToImage(A1111PaintingView):
+    """`img2img`, and with a mask inpainting."""
+
+    def read(self, user: User, body: Mapping[str, Any]) -> Wish:
+        """Keep the pictures as uploads are kept, and start from them."""
+        wish, checkpoint = reading.read_request(body, reading.started_fields(body))
+        wish = self.with_model(user, replace(wish, mode=reading.mode_of(body)), checkpoint)
+        inputs = {
+            name: {"upload_id": keep_input(user, file, field=field).pk}
+            for name, (field, file) in reading.input_files(body).items()
+        }
+        return replace(wish, body={**wish.body, **inputs})
+
+    @_documented(
+        "img2img",
+        shapes.A1111ImagesSerializer,
+        shapes.A1111StartedRequestSerializer,
+        parameters=[ONCE],
+    )
+    def post(self, request: Request) -> Response:
+        """Paint over a picture, or where its mask is white."""
+        return self.answer(request)
 
 
 # --- my job ---------------------------------------------------------------------------------------
@@ -215,10 +242,10 @@ class Options(A1111View):
         """Choose the model for my later requests; other settings are ignored and listed."""
         user = signed_in(request)
         given = {name: value for name, value in body_of(request).items() if value is not None}
-        if shapes.CHECKPOINT in given:
-            model = find_checkpoint(user, given[shapes.CHECKPOINT])
+        if reading.CHECKPOINT in given:
+            model = find_checkpoint(user, given[reading.CHECKPOINT])
             CheckpointChoice.objects.update_or_create(owner=user, defaults={"model": model})
-        return Response({"ignored_fields": sorted(set(given) - {shapes.CHECKPOINT})})
+        return Response({"ignored_fields": sorted(set(given) - {reading.CHECKPOINT})})
 
 
 class Fixed(A1111View):

@@ -1,4 +1,4 @@
-"""Requests and answers in the form of AUTOMATIC1111: values in, values out, nothing looked up."""
+"""Answers in the form of AUTOMATIC1111, and the forms as the API documents them."""
 
 from __future__ import annotations
 
@@ -9,26 +9,18 @@ from io import BytesIO
 from typing import Any
 
 from django.utils import timezone
-from django.utils.translation import gettext as _
 from drf_spectacular.utils import inline_serializer
 from PIL import Image
 from rest_framework import serializers
 
-from generation_app.dialects.adapter import Wish, as_base64
+from generation_app.dialects.a1111_reading import CHECKPOINT, CLIP_SKIP
+from generation_app.dialects.adapter import as_base64
 from generation_app.engine.metadata import A1111_KEY
 from generation_app.engine.vocabulary import SCHEDULERS
 from generation_app.models import GeneratedImage, GenerationJob
 from models_app.models import DiffusionModel
 from studio_project import __version__, storage
-from studio_project.api import Problem
 
-CHECKPOINT = "sd_model_checkpoint"
-CLIP_SKIP = "CLIP_stop_at_last_layers"
-# These reach the platform under the names they came with, so that its errors name them.
-PASSED_ON = ("prompt", "negative_prompt", "width", "height", "steps", "cfg_scale", "seed")
-SAMPLER = ("sampler_name", "sampler_index")
-BATCH = ("batch_size", "n_iter")
-READ = frozenset({*PASSED_ON, *SAMPLER, *BATCH, "scheduler", "send_images", "override_settings"})
 HASH_LENGTH = 10
 SPACINGS = ({"name": "automatic", "label": "Automatic"}, {"name": "karras", "label": "Karras"})
 
@@ -118,58 +110,18 @@ class A1111OptionsSerializer(serializers.Serializer):
     sd_checkpoint_hash = serializers.CharField(allow_blank=True, required=False)
 
 
-# --- in -------------------------------------------------------------------------------------------
-def read_request(body: Mapping[str, Any]) -> tuple[Wish, Any]:
-    """Translate what both kinds of painting take.
+class A1111StartedRequestSerializer(A1111RequestSerializer):
+    """The same, with a picture to start from."""
 
-    Args:
-        body: The request as it came.
-
-    Returns:
-        The wish without its model, and the checkpoint that the settings name, or None.
-
-    Raises:
-        Problem: `invalid`.
-    """
-    given = {name: value for name, value in body.items() if value is not None}
-    settings = given.get("override_settings", {})
-    if not isinstance(settings, Mapping):
-        message = _("This has to be an object.")
-        raise Problem("invalid", message, fields={"override_settings": [message]})
-    settings = {name: value for name, value in settings.items() if value is not None}
-    ignored = set(given) - READ
-    ignored |= {f"override_settings.{name}" for name in set(settings) - {CHECKPOINT, CLIP_SKIP}}
-    wish = {name: given[name] for name in PASSED_ON if name in given}
-    wish |= _images(given) | _clip_skip(settings)
-    samplers = [name for name in SAMPLER if given.get(name)]
-    if samplers:
-        wish |= {name: given[name] for name in (samplers[0], "scheduler") if name in given}
-    elif "scheduler" in given:
-        ignored.add("scheduler")  # there it qualifies a sampler
-    return Wish(wish, sorted(ignored)), settings.get(CHECKPOINT)
+    init_images = serializers.ListField(
+        child=serializers.CharField(), help_text="One picture as base64, or as a data URI."
+    )
+    mask = serializers.CharField(required=False, help_text="White is painted anew.")
+    inpainting_mask_invert = serializers.IntegerField(required=False, help_text="1: black is.")
+    mask_blur = serializers.IntegerField(required=False)
+    denoising_strength = serializers.FloatField(required=False)
 
 
-def _images(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how many pictures are asked for: there it is a product."""
-    counts = {name: given[name] for name in BATCH if name in given}
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            return {name: value}  # the platform says what is wrong with it
-    if not counts:
-        return {}
-    return {"batch_size": counts.get("batch_size", 1) * counts.get("n_iter", 1)}
-
-
-def _clip_skip(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how many layers are left out: there 1 means none."""
-    value = settings.get(CLIP_SKIP)
-    if value is None:
-        return {}
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return {"clip_skip": max(value - 1, 0) if whole and value >= 0 else value}
-
-
-# --- out ------------------------------------------------------------------------------------------
 def error(status: int, problem: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
     """Return status and body of a refusal."""
     text = " ".join(part for part in (problem["detail"], problem.get("hint")) if part)
@@ -201,10 +153,13 @@ def painted(
         "sampler_name": SCHEDULERS[values["scheduler"]].a1111,
         "batch_size": values["num_images"],
     }
+    if "strength" in values:
+        shared["denoising_strength"] = values["strength"]
+    prompts = values.get("prompts") or [values["prompt"]] * len(images)
     model = job.base_model
     info = {
         **shared,
-        "all_prompts": [values["prompt"]] * len(images),
+        "all_prompts": prompts,
         "all_negative_prompts": [values["negative_prompt"]] * len(images),
         "all_seeds": [image.seed for image in images],
         "subseed": -1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from django.conf import settings
 from django.utils.translation import get_language
@@ -43,10 +43,12 @@ class Wish:
         body: What `/api/generate/` takes; a field keeps the name under which it was sent, so that
             an error names it as its sender does.
         ignored: The fields that have no meaning here.
+        mode: What is asked for.
     """
 
     body: dict[str, Any]
     ignored: list[str] = field(default_factory=list)
+    mode: str = GenerationJob.Mode.TEXT_TO_IMAGE
 
 
 class DialectView(APIView):
@@ -93,8 +95,6 @@ class UnknownRoute:
 class PaintingView(DialectView):
     """A view that paints: it answers when the job has ended."""
 
-    mode: ClassVar[str] = GenerationJob.Mode.TEXT_TO_IMAGE
-
     def read(self, user: User, body: Mapping[str, Any]) -> Wish:
         """Translate a request.
 
@@ -107,7 +107,7 @@ class PaintingView(DialectView):
     def _submit(self, request: Request) -> Response:
         """Queue the job. Only this is repeated for a repeated key, so no picture is stored."""
         wish = self.read(signed_in(request), body_of(request))
-        job = services.submit_generation(signed_in(request), mode=self.mode, body=wish.body)
+        job = services.submit_generation(signed_in(request), mode=wish.mode, body=wish.body)
         return Response({"job_id": str(job.pk), "ignored_fields": wish.ignored}, status=202)
 
     def paint(self, request: Request) -> tuple[GenerationJob, list[str]]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from django.utils.translation import gettext as _
 
-from generation_app.engine.request import ARCHITECTURE_DEFAULTS
+from generation_app.engine.request import MODES
 from models_app.models import DiffusionModel
 from studio_project.api import Problem
 from studio_project.models import User
@@ -15,11 +15,7 @@ from studio_project.models import User
 def usable_models(user: User) -> list[DiffusionModel]:
     """Return what this user can paint with now, newest first."""
     rows = DiffusionModel.objects.usable_by(user).select_related("owner")
-    return list(
-        rows.filter(
-            category=DiffusionModel.Category.IMAGE, architecture__in=list(ARCHITECTURE_DEFAULTS)
-        )
-    )
+    return list(rows.filter(architecture__in=MODES["text-to-image"].architectures))
 
 
 def named(user: User, models: list[DiffusionModel]) -> list[tuple[str, DiffusionModel]]:

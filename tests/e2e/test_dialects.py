@@ -67,6 +67,18 @@ def test_an_a1111_client_paints(site: Site, somebody: tuple[DemoClient, str]) ->
         assert "restore_faces" in result.info["ignored_fields"]
         job = client.call("GET", f"/api/generate/{result.info['job_id']}")
         assert (job["status"], job["scheduler"]) == ("completed", "euler_a")
+        over = webui.img2img(
+            images=[result.image],
+            prompt=PROMPT,
+            width=64,
+            height=64,
+            steps=4,
+            denoising_strength=0.5,
+            seed=7,
+        )
+        job = client.call("GET", f"/api/generate/{over.info['job_id']}")
+        assert (job["mode"], job["strength"]) == ("image-to-image", 0.5)
+        assert over.image.size == (64, 64)
         webui.util_wait_for_ready()
         webui.interrupt()
         with pytest.raises(RuntimeError, match="steps"):

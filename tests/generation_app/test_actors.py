@@ -253,7 +253,7 @@ def test_previews_are_kept_for_the_owner_and_announced_twice_a_second_at_most(
     sent: list[dict[str, Any]] = []
     monkeypatch.setattr(events, "deliver", lambda groups, message: sent.append(message["event"]))
     job = make_generation(alice, make_base(), status=Status.RUNNING, epoch=1)
-    recorder = Recorder(job, [0], worker)
+    recorder = Recorder(job, [0])
     for _ in range(5):
         recorder({"type": "preview", "image_index": 0, "data": "anBlZw=="})
     assert events.get_preview(job.pk) == b"jpeg"

@@ -14,9 +14,9 @@ from rest_framework.test import APIClient
 
 from generation_app.models import GenerationJob
 from models_app.models import DiffusionModel
-from studio_project import events
+from studio_project import events, storage
 from studio_project.models import ApiToken, User
-from tests.factories import make_base, make_generation, make_lora
+from tests.factories import make_base, make_generation, make_lora, picture
 
 Client = Callable[[User], APIClient]
 Ended = Callable[..., list[GenerationJob]]
@@ -220,11 +220,88 @@ def test_an_interrupted_request_says_so(
     assert paint(bearer(alice), 409)["error"] == "canceled"
 
 
-def test_image_to_image_is_refused_until_the_site_can_do_it(
-    bearer: Client, alice: User, base: DiffusionModel
+def encoded(color: str, size: tuple[int, int] = (64, 64)) -> str:
+    return base64.b64encode(picture(color, size=size)).decode()
+
+
+def test_a_picture_is_painted_over(
+    bearer: Client, alice: User, base: DiffusionModel, ended: Ended
 ) -> None:
-    answer = bearer(alice).post("/sdapi/v1/img2img", {"init_images": ["x"]})
-    assert (answer.status_code, answer.json()["error"]) == (404, "method_unavailable")
+    waited = ended()
+    body = {
+        "prompt": "a fox",
+        "init_images": [f"data:image/png;base64,{encoded('red')}"],
+        "denoising_strength": 0.4,
+        "mask_blur": 4,
+        "resize_mode": 0,
+    }
+    answer = bearer(alice).post("/sdapi/v1/img2img", body)
+    assert answer.status_code == 200, answer.content
+    (job,) = waited
+    assert (job.mode, job.parameters["strength"]) == ("image-to-image", 0.4)
+    assert job.image.owner == alice
+    info = json.loads(answer.json()["info"])
+    assert info["denoising_strength"] == 0.4
+    assert info["ignored_fields"] == ["mask_blur", "resize_mode"]  # without a mask it says nothing
+
+
+@pytest.mark.parametrize("inverted", [0, 1])
+def test_with_a_mask_it_is_inpainting(
+    bearer: Client, alice: User, base: DiffusionModel, ended: Ended, inverted: int
+) -> None:
+    waited = ended()
+    body = {
+        "init_images": [encoded("red")],
+        "mask": encoded("black" if inverted else "white"),
+        "mask_blur": 2,
+        "inpainting_mask_invert": inverted,
+    }
+    answer = bearer(alice).post("/sdapi/v1/img2img", body)
+    assert answer.status_code == 200, answer.content
+    (job,) = waited
+    assert (job.mode, job.parameters["mask_blur"]) == ("inpaint", 2)
+    with storage.open_key(job.mask_image.key) as file:
+        assert Image.open(file).convert("L").getextrema() == (255, 255)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "init_images"),
+        ({"init_images": []}, "init_images"),
+        ({"init_images": [encoded("red")] * 2}, "init_images"),
+        ({"init_images": [7]}, "init_images"),
+        ({"init_images": ["%%%"]}, "init_images"),
+        ({"init_images": [base64.b64encode(b"no picture").decode()]}, "init_images"),
+        ({"init_images": [encoded("red")], "mask": "%%%"}, "mask"),
+        ({"init_images": [encoded("red")], "mask": encoded("white", (32, 64))}, "mask"),
+        ({"init_images": [encoded("red")], "denoising_strength": 2}, "denoising_strength"),
+    ],
+)
+def test_bad_pictures_are_refused_by_name(
+    bearer: Client, alice: User, base: DiffusionModel, body: dict[str, Any], field: str
+) -> None:
+    answer = bearer(alice).post("/sdapi/v1/img2img", body)
+    assert answer.status_code == 422, answer.content
+    assert answer.json()["detail"][0]["loc"] == ["body", field]
+    assert not GenerationJob.objects.exists()
+
+
+def test_a_second_pass_and_loras_in_the_prompt(
+    bearer: Client, alice: User, base: DiffusionModel, ended: Ended
+) -> None:
+    waited = ended()
+    make_lora(alice, base)
+    hires = {"hr_scale": 1.5, "hr_upscaler": "Latent", "hr_second_pass_steps": 3}
+    client = bearer(alice)
+    info = json.loads(paint(client, enable_hr=False, **hires)["info"])
+    assert info["ignored_fields"] == ["enable_hr", *sorted(hires)]
+    prompt = "a fox <lora:Fox:0.8>"
+    paint(client, enable_hr=True, denoising_strength=0.5, prompt=prompt, **hires)
+    values = waited[-1].parameters
+    assert (values["hires_scale"], values["hires_steps"], values["hires_strength"]) == (1.5, 3, 0.5)
+    assert (values["hires_upscaler"], values["prompt"]) == ("latent", "a fox")
+    assert [(lora["name"], lora["weight"]) for lora in values["loras"]] == [("Fox", 0.8)]
 
 
 # --- who asks -------------------------------------------------------------------------------------
