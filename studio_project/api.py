@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
@@ -25,7 +25,7 @@ from django.http import Http404, HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
-from rest_framework import authentication, exceptions, pagination, parsers, serializers, status
+from rest_framework import authentication, exceptions, pagination, serializers, status
 from rest_framework.response import Response
 
 from studio_project.models import ApiToken, IdempotencyKey, User
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Room for a large picture in base64; parsed, hostile JSON is thirty times its size.
-MAX_JSON_BYTES = 16 * 1024**2
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Row = TypeVar("Row", bound=models.Model)
@@ -251,54 +249,6 @@ class TokenAsPasswordAuthentication(BearerAuthentication):
         return self.admit(secret, username)
 
 
-class StrictJSONParser(parsers.BaseParser):
-    """An object in JSON, without NaN, infinities or NUL characters, and of a size of its own."""
-
-    media_type = "application/json"
-
-    def parse(self, stream: Any, media_type: Any = None, parser_context: Any = None) -> Any:
-        """Parse, refusing what no field of ours can hold by the field's name.
-
-        Raises:
-            ParseError: It is no JSON object.
-            ValidationError: With the fields whose values are not numbers or not text.
-            Problem: `request_too_large`.
-        """
-        text = stream.read(MAX_JSON_BYTES + 1)
-        if len(text) > MAX_JSON_BYTES:
-            detail = _("JSON of more than %(megabytes)d MB is not read here.") % {
-                "megabytes": MAX_JSON_BYTES // 1024**2
-            }
-            raise Problem("request_too_large", detail, status=413)
-        try:
-            data = json.loads(text)
-            unusable = dict(_unusable(data)) if isinstance(data, dict) else None
-        except RecursionError as error:
-            raise exceptions.ParseError(_("This JSON is nested too deeply.")) from error
-        except ValueError as error:
-            detail = _("This is not valid JSON (%(reason)s).") % {"reason": error}
-            raise exceptions.ParseError(detail) from error
-        if unusable is None:
-            raise exceptions.ParseError(_("Send a JSON object."))
-        if unusable:
-            raise exceptions.ValidationError(unusable)
-        return data
-
-
-def _unusable(value: Any, path: str = "") -> Iterator[tuple[str, list[exceptions.ErrorDetail]]]:
-    """Yield the dotted names of values that JSON's grammar or Python let through, and why."""
-    if isinstance(value, dict | list):
-        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _unusable(name, path or "body")
-            yield from _unusable(inner, f"{path}.{name}" if path else str(name))
-    elif isinstance(value, float) and not math.isfinite(value):
-        message = _("This is not a number that can be used; send a finite one.")
-        yield path, [exceptions.ErrorDetail(message, "not_a_number")]
-    elif isinstance(value, str) and "\0" in value:
-        message = _("The text holds a NUL character; remove it.")
-        yield path, [exceptions.ErrorDetail(message, "invalid_characters")]
-
-
 class StrictSerializer(serializers.Serializer):
     """A serializer that refuses fields it does not know, by name."""
 
@@ -364,7 +314,8 @@ def wait_for(job: Any, seconds: float) -> Any:
     deadline = time.monotonic() + seconds
     while not job.is_final and time.monotonic() < deadline:
         time.sleep(0.1)
-        job.refresh_from_db()
+        job.refresh_from_db(fields=["status"])
+    job.refresh_from_db()
     return job
 
 

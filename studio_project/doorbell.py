@@ -8,6 +8,7 @@ something in the queue.
 from __future__ import annotations
 
 import redis
+from dramatiq.broker import MessageProxy
 from dramatiq.brokers.redis import RedisBroker, _RedisConsumer
 from dramatiq.errors import ConnectionClosed
 
@@ -21,7 +22,7 @@ class BlockingConsumer(_RedisConsumer):
     Fetching is also what tells Redis that this worker lives, so it goes on while nothing comes.
     """
 
-    def __next__(self) -> object:
+    def __next__(self) -> MessageProxy | None:
         """Return the next message, or None after a while without one."""
         if not self.message_cache and self.outstanding_message_count < self.prefetch:
             self._wait()

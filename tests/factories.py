@@ -163,7 +163,12 @@ def make_generation(
         "clip_skip": 0,
         "seeds": [7],
     }
-    values = {"model_name": "Base", "model_title": "Base", "parameters": parameters}
+    values = {
+        "model_name": "Base",
+        "model_title": "Base",
+        "parameters": parameters,
+        "total_steps": 4,
+    }
     return GenerationJob.objects.create(
         owner=owner, model=model, base_model=model, **{**values, **fields}
     )

@@ -15,7 +15,7 @@ from django.urls import URLPattern, URLResolver, get_resolver, reverse
 from rest_framework.test import APIClient
 
 from datasets_app.models import Dataset, DatasetImage
-from generation_app.models import GeneratedImage, GenerationJob
+from generation_app.models import GeneratedImage, GenerationJob, InputPicture
 from models_app.models import DiffusionModel
 from studio_project import storage
 from studio_project.models import ApiToken, User
@@ -77,7 +77,12 @@ OWN = {
     "event-schemas",
     "dataset_list",
     "generate-estimate",
+    "generate-image-to-image",
+    "generate-image-to-video",
+    "generate-inpaint",
+    "generate-recall",
     "generate-text-to-image",
+    "generate-upload-list",
     "generation-list",
     "home",
     "image-list",
@@ -135,7 +140,7 @@ def world(alice: User) -> World:
     """Everything a route can name, belonging to Alice and marked with a canary."""
     dataset = Dataset.objects.create(owner=alice, name=CANARY)
     weights = ("lora.safetensors", "lora.kohya.safetensors", "folder/unet/config.json")
-    for key in ("picture", "thumb", "made", "sample", *weights):
+    for key in ("picture", "thumb", "made", "sample", "upload", *weights):
         storage.save(f"tests/{key}", CANARY.encode())
     image = DatasetImage.objects.create(
         dataset=dataset,
@@ -190,10 +195,20 @@ def world(alice: User) -> World:
         index=0,
         key="tests/made",
         thumbnail_key="tests/thumb",
+        animation_key="tests/made",
         seed=1,
         width=64,
         height=64,
         parameters={"prompt": CANARY},
+    )
+    upload = InputPicture.objects.create(
+        owner=alice,
+        key="tests/upload",
+        width=64,
+        height=64,
+        size_bytes=1,
+        format="png",
+        pixel_sha256="0" * 64,
     )
     token, _secret = ApiToken.issue(alice, CANARY)
     picture = {"pk": dataset.pk, "image_id": image.pk}
@@ -237,9 +252,18 @@ def world(alice: User) -> World:
                 {"pk": generation.pk},
             ),
             **dict.fromkeys(
-                ["image_detail", "image-detail", "image-file", "image-thumbnail"], {"pk": made.pk}
+                [
+                    "image_detail",
+                    "image-animation",
+                    "image-detail",
+                    "image-file",
+                    "image-make-again",
+                    "image-thumbnail",
+                ],
+                {"pk": made.pk},
             ),
             "openai-model": {"reference": model.name},
+            **dict.fromkeys(["generate-upload-detail", "generate-upload-file"], {"pk": upload.pk}),
             "token-detail": {"pk": token.pk},
         },
     )
@@ -334,6 +358,15 @@ def test_using_a_strangers_object_in_ones_own_work_is_refused(
         ("openai-images-generations", {"model": CANARY, "prompt": "x"}),
         ("a1111-txt2img", {"override_settings": {"sd_model_checkpoint": CANARY}}),
         ("a1111-options", {"sd_model_checkpoint": CANARY}),
+        *(
+            (route, {"model": base.pk, "image": {kind: world.objects[owned][key]}})
+            for route in ("generate-image-to-image", "generate-inpaint")
+            for kind, owned, key in (
+                ("upload_id", "generate-upload-detail", "pk"),
+                ("image_id", "image-detail", "pk"),
+                ("dataset_image_id", "dataset-image-detail", "image_id"),
+            )
+        ),
     ]
     for name, wish in wishes:
         response = client.post(reverse(name), wish, format="json")

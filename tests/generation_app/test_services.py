@@ -193,7 +193,7 @@ def test_no_room_is_refused_before_any_work(alice: User, settings: Any) -> None:
 
 
 def test_modes_that_do_not_exist_yet_are_refused(alice: User) -> None:
-    refusal("method_unavailable", services.submit_generation, alice, mode="inpaint", body={})
+    refusal("method_unavailable", services.submit_generation, alice, mode="upscale", body={})
 
 
 def test_unsharing_ends_queued_requests_of_others_and_pictures_keep_the_name(

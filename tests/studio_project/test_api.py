@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from rest_framework.test import APIClient
 
-from studio_project import api as shared_api
+from studio_project import json_parser
 from studio_project.models import User
 
 Api = Callable[[User | None], APIClient]
@@ -56,7 +56,7 @@ def test_what_is_no_object_is_a_problem_and_no_crash(
 
 
 def test_too_much_json_is_413(api: Api, alice: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_api, "MAX_JSON_BYTES", 100)
+    monkeypatch.setattr(json_parser, "MAX_JSON_BYTES", 100)
     body = '{"name": "%s"}' % ("x" * 90)
     answer = api(alice).post("/api/datasets/", body, content_type="application/json")
     assert (answer.status_code, answer.json()["code"]) == (413, "request_too_large")

@@ -91,16 +91,35 @@ def test_a_child_stops_when_told(start: Start, make_request: MakeRequest) -> Non
     assert child.close()[0] == 0
 
 
-@pytest.mark.parametrize("ending", ["kill", "terminate"])
+PRIOR = {"class_prompt": "a dog", "num_class_images": 4, "tune": "unet", "learning_rate": 1e-4}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("ending", "method", "config"),
+    [
+        ("kill", "lora", {}),
+        ("terminate", "lora", {}),
+        ("kill", "dreambooth", PRIOR),
+        ("kill", "full", {"use_ema": True, "learning_rate": 1e-4}),
+    ],
+)
 def test_a_child_that_dies_is_resumed_to_the_same_weights(
-    start: Start, make_request: MakeRequest, tmp_path: Path, ending: str
+    start: Start,
+    make_request: MakeRequest,
+    tmp_path: Path,
+    ending: str,
+    method: str,
+    config: dict[str, Any],
 ) -> None:
-    config = {"max_train_steps": 60}
-    unbroken = start(make_request(config, output_folder=str(tmp_path / "unbroken")))
-    expected = Path(unbroken.read_until("done")["outputs"]["weights"]).read_bytes()
+    def request(**changes: Any) -> dict[str, Any]:
+        return make_request(config | {"max_train_steps": 60}, method=method, **changes)
+
+    unbroken = start(request(output_folder=str(tmp_path / "unbroken")))
+    expected = _weights(unbroken.read_until("done", "error"))
     unbroken.close()
 
-    first = start(make_request(config))
+    first = start(request())
     first.read_until("checkpoint")
     first.read_until("step")
     getattr(first.process, ending)()
@@ -108,13 +127,19 @@ def test_a_child_that_dies_is_resumed_to_the_same_weights(
         assert first.read_until("stopped", "done")["how"] == "yield"
     first.close()
 
-    second = start(make_request(config, resume_folder=str(tmp_path / "output" / "checkpoints")))
+    second = start(request(resume_folder=str(tmp_path / "output" / "checkpoints")))
     done = second.read_until("done", "error")
-    assert [message["code"] for message in second.messages if message["type"] == "note"] == [
-        "resumed"
-    ]
-    assert Path(done["outputs"]["weights"]).read_bytes() == expected
+    notes = [message["code"] for message in second.messages if message["type"] == "note"]
+    assert notes == (["class_images_made"] if method == "dreambooth" else []) + ["resumed"]
+    assert _weights(done) == expected
     second.close()
+
+
+def _weights(done: dict[str, Any]) -> bytes:
+    path = Path(done["outputs"]["weights"])
+    if done["outputs"]["layout"] == "folder":
+        path = path / "unet" / "diffusion_pytorch_model.safetensors"
+    return path.read_bytes()
 
 
 def test_an_error_has_a_code_and_its_traceback_is_in_the_log(
