@@ -30,6 +30,7 @@ from training_app.serializers import (
     MetricsSerializer,
     SampleSerializer,
     TrainingCreateSerializer,
+    TrainingDetailSerializer,
     TrainingEditSerializer,
     TrainingEstimateSerializer,
     TrainingExtendSerializer,
@@ -88,7 +89,7 @@ def find_training(request: Request, pk: UUID) -> TrainingJob:
 
 def represent(request: Request, job: TrainingJob, status: int = 200) -> Response:
     """Answer with a training."""
-    body = TrainingSerializer(job, context={"request": request}).data
+    body = TrainingDetailSerializer(job, context={"request": request}).data
     return Response(body, status=status, headers={"Location": body["url"]} if status == 201 else {})
 
 
@@ -104,7 +105,7 @@ class TrainingList(generics.ListAPIView):
             return TrainingJob.objects.none()
         return visible_trainings(signed_in(self.request))
 
-    @extend_schema(request=TrainingCreateSerializer, responses={201: TrainingSerializer})
+    @extend_schema(request=TrainingCreateSerializer, responses={201: TrainingDetailSerializer})
     @idempotent
     def post(self, request: Request) -> Response:
         """Make a training that waits to be started."""
@@ -128,12 +129,12 @@ class TrainingEstimate(APIView):
 class TrainingDetail(APIView):
     """One training of mine."""
 
-    @extend_schema(responses=TrainingSerializer)
+    @extend_schema(responses=TrainingDetailSerializer)
     def get(self, request: Request, pk: UUID) -> Response:
         """Show it whole."""
         return represent(request, find_training(request, pk))
 
-    @extend_schema(request=TrainingEditSerializer, responses=TrainingSerializer)
+    @extend_schema(request=TrainingEditSerializer, responses=TrainingDetailSerializer)
     def patch(self, request: Request, pk: UUID) -> Response:
         """Give it another title."""
         job = find_training(request, pk)
@@ -152,7 +153,7 @@ class TrainingDetail(APIView):
 class TrainingStart(APIView):
     """Into the queue."""
 
-    @extend_schema(request=None, responses={202: TrainingSerializer})
+    @extend_schema(request=None, responses={202: TrainingDetailSerializer})
     @idempotent
     def post(self, request: Request, pk: UUID) -> Response:
         """Freeze its inputs and queue it."""
@@ -163,7 +164,7 @@ class TrainingStart(APIView):
 class TrainingCancel(APIView):
     """Out of the queue, or off the device."""
 
-    @extend_schema(request=None, responses=TrainingSerializer)
+    @extend_schema(request=None, responses=TrainingDetailSerializer)
     def post(self, request: Request, pk: UUID) -> Response:
         """End it; one that has ended answers with its state."""
         job = services.cancel_training(signed_in(request), find_training(request, pk))
@@ -173,7 +174,7 @@ class TrainingCancel(APIView):
 class TrainingPause(APIView):
     """Off the device, to be gone on with later."""
 
-    @extend_schema(request=None, responses={202: TrainingSerializer})
+    @extend_schema(request=None, responses={202: TrainingDetailSerializer})
     def post(self, request: Request, pk: UUID) -> Response:
         """Write a checkpoint and stop."""
         job = services.pause_training(signed_in(request), find_training(request, pk))
@@ -183,7 +184,7 @@ class TrainingPause(APIView):
 class TrainingResume(APIView):
     """Back into the queue."""
 
-    @extend_schema(request=None, responses={202: TrainingSerializer})
+    @extend_schema(request=None, responses={202: TrainingDetailSerializer})
     def post(self, request: Request, pk: UUID) -> Response:
         """Go on from the last checkpoint of a paused training."""
         job = services.resume_training(signed_in(request), find_training(request, pk))
@@ -193,7 +194,7 @@ class TrainingResume(APIView):
 class TrainingStop(APIView):
     """Off the device for good, with what it has learned."""
 
-    @extend_schema(request=None, responses={202: TrainingSerializer})
+    @extend_schema(request=None, responses={202: TrainingDetailSerializer})
     def post(self, request: Request, pk: UUID) -> Response:
         """End it at its next step and register the model that it has become."""
         job = services.stop_training(signed_in(request), find_training(request, pk))
@@ -323,7 +324,7 @@ class TrainingCheckpointRegister(APIView):
 class TrainingExtend(APIView):
     """A training that is made longer."""
 
-    @extend_schema(request=TrainingExtendSerializer, responses={201: TrainingSerializer})
+    @extend_schema(request=TrainingExtendSerializer, responses={201: TrainingDetailSerializer})
     @idempotent
     def post(self, request: Request, pk: UUID) -> Response:
         """Queue a new training that goes on from the end of this one."""

@@ -54,6 +54,17 @@ class Cost:
     fits: bool = True
     is_coming: bool = False
 
+    def as_dict(self, steps: int) -> dict[str, Any]:
+        """Return the members of `CostSerializer` for a training of so many steps."""
+        return {
+            "seconds": self.seconds(steps),
+            "seconds_per_step": self.seconds_per_step,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "fits": self.fits,
+            "known_from": self.source,
+            "measuring": self.is_coming,
+        }
+
     def seconds(self, steps: int) -> int | None:
         """Return the time of so many steps."""
         return math.ceil(self.seconds_per_step * steps) if self.seconds_per_step else None

@@ -116,7 +116,9 @@ def register_choice(
         _stored_thumbnail(job, checkpoint.step) as thumbnail_key,
     ):
         with transaction.atomic():
-            rows = TrainingCheckpoint.objects.select_for_update().select_related("model")
+            rows = TrainingCheckpoint.objects.select_for_update(of=("self",)).select_related(
+                "model"
+            )
             row = rows.get(pk=checkpoint.pk)
             if row.model is None:
                 model = DiffusionModel.objects.register(

@@ -14,8 +14,10 @@ from rest_framework import serializers
 from models_app.models import DiffusionModel
 from studio_project.api import StrictSerializer
 from studio_project.job_serializers import FiniteField, JobProgressSerializer, JobSerializer
+from training_app import estimates
 from training_app.models import TrainingCheckpoint, TrainingJob, TrainingNote, TrainingSample
 from training_app.texts import note_sentence
+from training_app.trainer.config import TrainingConfig
 
 LARGEST_ID = 2**63 - 1
 
@@ -53,16 +55,9 @@ class TrainingCreateSerializer(TrainingPlanSerializer):
     title = serializers.CharField(max_length=200, required=False, allow_blank=True, default="")
 
 
-class TrainingEstimateSerializer(serializers.Serializer):
-    """How much work a training would be."""
+class CostSerializer(serializers.Serializer):
+    """What is known of the time and the memory of a training."""
 
-    total_steps = serializers.IntegerField()
-    num_images = serializers.IntegerField()
-    passes_per_image = serializers.FloatField()
-    effective_learning_rate = serializers.FloatField(
-        help_text="Learning rate times alpha / rank: what recipes compare by."
-    )
-    config = serializers.DictField(help_text="With every value resolved.")
     seconds = serializers.IntegerField(allow_null=True, help_text="null while it is not known.")
     seconds_per_step = FiniteField(allow_null=True)
     peak_memory_bytes = serializers.IntegerField(allow_null=True)
@@ -75,6 +70,18 @@ class TrainingEstimateSerializer(serializers.Serializer):
     measuring = serializers.BooleanField(
         help_text="Whether a worker is going to measure it: ask again in a moment."
     )
+
+
+class TrainingEstimateSerializer(CostSerializer):
+    """How much work a training would be."""
+
+    total_steps = serializers.IntegerField()
+    num_images = serializers.IntegerField()
+    passes_per_image = serializers.FloatField()
+    effective_learning_rate = serializers.FloatField(
+        help_text="Learning rate times alpha / rank: what recipes compare by."
+    )
+    config = serializers.DictField(help_text="With every value resolved.")
 
 
 class TrainingEditSerializer(StrictSerializer):
@@ -123,6 +130,45 @@ class TrainingSerializer(TrainingProgressSerializer, JobSerializer):
         if job.output_model is None or request is None or not request.user.is_staff:
             return None
         return job.output_model.path
+
+
+class TrainingDetailSerializer(TrainingSerializer):
+    """A training with what its settings come to."""
+
+    num_images = serializers.SerializerMethodField()
+    passes_per_image = serializers.SerializerMethodField()
+    effective_learning_rate = serializers.SerializerMethodField()
+    cost = serializers.SerializerMethodField()
+
+    def get_num_images(self, job: TrainingJob) -> int:
+        """Of the frozen pictures; before the start, of those in the dataset now."""
+        if job.manifest:
+            return len(job.manifest["images"])
+        return job.dataset.num_items if job.dataset else 0
+
+    def get_passes_per_image(self, job: TrainingJob) -> float | None:
+        """How often each picture is seen."""
+        config, number = _config_of(job), self.get_num_images(job)
+        return round(config.passes_per_image(number), 1) if config and number else None
+
+    def get_effective_learning_rate(self, job: TrainingJob) -> float | None:
+        """Learning rate times alpha / rank: what recipes compare by."""
+        config = _config_of(job)
+        return config.effective_learning_rate if config else None
+
+    @extend_schema_field(CostSerializer)
+    def get_cost(self, job: TrainingJob) -> dict[str, Any]:
+        """What is known of its time and memory on the devices here."""
+        config, base = _config_of(job), job.base_model
+        cost = estimates.Cost()
+        if config is not None and base is not None:
+            cost = estimates.cost_of(base, config.as_dict(), job.type)
+        return cost.as_dict(job.total_steps)
+
+
+def _config_of(job: TrainingJob) -> TrainingConfig | None:
+    """Return the resolved settings of a training that has them all."""
+    return TrainingConfig.from_dict(job.resolved_config) if job.resolved_config else None
 
 
 class MetricSerializer(serializers.Serializer):

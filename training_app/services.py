@@ -7,6 +7,7 @@ Each verb checks, writes and rings; none of them trains. Problems are raised as
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from django.db import transaction
@@ -169,9 +170,8 @@ def estimate_training(
     resolved = _resolve(dict(config or {}), type, base, dataset.num_items)
     values = resolved.as_dict()
     cost = estimates.cost_of(base, values, type)
-    is_coming = cost.is_coming
     if cost.source != "measured" and estimates.want(user, base, values, type):
-        is_coming = True
+        cost = replace(cost, is_coming=True)
         transaction.on_commit(ring_measuring, robust=True)
     return {
         "total_steps": resolved.max_train_steps,
@@ -179,12 +179,7 @@ def estimate_training(
         "passes_per_image": round(resolved.passes_per_image(dataset.num_items), 1),
         "effective_learning_rate": resolved.effective_learning_rate,
         "config": values,
-        "seconds": cost.seconds(resolved.max_train_steps),
-        "seconds_per_step": cost.seconds_per_step,
-        "peak_memory_bytes": cost.peak_memory_bytes,
-        "fits": cost.fits,
-        "known_from": cost.source,
-        "measuring": is_coming,
+        **cost.as_dict(resolved.max_train_steps),
     }
 
 

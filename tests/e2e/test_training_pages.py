@@ -68,7 +68,9 @@ def test_pause_go_on_stop_and_keep_then_choose_and_train_further(page: Page, sit
 
     _press(page, "Stop and keep")
     _confirm(page, "Stop and keep")
-    expect(page.get_by_role("link", name="Use it now").first).to_be_visible(timeout=RUN_MS)
+    expect(page.locator("#job-head").get_by_role("link", name="Use it now")).to_be_visible(
+        timeout=RUN_MS
+    )
     expect(page.get_by_role("link", name="The result")).to_be_visible()
     expect(page.get_by_text("what it had learned by then is kept")).to_be_visible()
     state = _status(client, job)
@@ -78,7 +80,9 @@ def test_pause_go_on_stop_and_keep_then_choose_and_train_further(page: Page, sit
     page.get_by_role("button", name="Train further").click()
     expect(page).not_to_have_url(re.compile(job))
     expect(page.get_by_text("goes on from an earlier training")).to_be_visible()
-    expect(page.get_by_role("link", name="Use it now").first).to_be_visible(timeout=RUN_MS)
+    expect(page.locator("#job-head").get_by_role("link", name="Use it now")).to_be_visible(
+        timeout=RUN_MS
+    )
 
 
 def test_the_form_shows_each_method_and_what_it_comes_to(page: Page, site: Site) -> None:

@@ -40,6 +40,8 @@ def test_create_start_and_watch(api: Api, alice: User, body: dict[str, Any]) -> 
     assert made.headers["Location"].endswith(f"/api/training/{job['id']}")
     assert job["status"] == "pending"
     assert job["config"]["rank"] == 3
+    assert (job["num_images"], job["cost"]["seconds"]) == (2, None)
+    assert job["passes_per_image"] > 0 and job["effective_learning_rate"] > 0
     assert (job["dataset_id"], job["base_model_id"]) == (body["dataset_id"], body["base_model_id"])
     started = client.post(f"/api/training/{job['id']}/start")
     assert started.status_code == 202
