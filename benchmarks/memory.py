@@ -99,10 +99,14 @@ def lora_step_bytes(architecture: str, *, batch: int = 1, checkpointing: bool = 
     """
     size = NATIVE_SIZE[architecture]
     config = resolve_config(
-        {"rank": 16}, architecture="sd1", base_defaults={"width": size}, num_images=16
+        {"rank": 16},
+        architecture="sd1",
+        method="lora",
+        base_defaults={"width": size},
+        num_images=16,
     )
     unet = _on_meta(lambda: make_unet(architecture))
-    add_adapters(unet, config)
+    add_adapters(unet, config, "unet")
     fuse_adapters(unet, ADAPTER_NAME)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _fake(unet)

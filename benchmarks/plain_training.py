@@ -40,7 +40,7 @@ class PlainTraining:
         self.parts, self.denoiser, self.vae = parts, parts["unet"], parts["vae"]
         self.noise_scheduler = parts["scheduler"]
         with torch.random.fork_rng():
-            self.denoiser.add_adapter(LoraConfig(**adapter_settings(request.config)))
+            self.denoiser.add_adapter(LoraConfig(**adapter_settings(request.config, "unet")))
         self.parameters = [p for p in self.denoiser.parameters() if p.requires_grad]
         for parameter in self.parameters:
             parameter.data = parameter.data.float()

@@ -30,7 +30,7 @@ from datasets_app.names import clean_name
 from datasets_app.refusals import Refused
 from datasets_app.sentences import sentence
 from studio_project import storage
-from studio_project.api import Problem
+from studio_project.api import Problem, disk_full
 from studio_project.models import User
 
 LOOSE = 0  # the world of files that came without an archive
@@ -108,7 +108,7 @@ class Intake:
         self._take_packed()
         self._caption_existing()
         if self._is_disk_full and self.result.is_empty:
-            raise storage.disk_full()
+            raise disk_full()
         return self.result
 
     @contextmanager

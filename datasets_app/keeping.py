@@ -5,7 +5,6 @@ Datasets and whatever else takes pictures from people share it.
 
 from __future__ import annotations
 
-import errno
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +14,8 @@ from typing import BinaryIO
 from django.conf import settings
 
 from datasets_app.images import KeptPicture, keep_picture
-from studio_project import storage
+from studio_project.api import disk_full, is_disk_full
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SUFFIXES = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
 # A decoded picture is up to a hundred times its file: one at a time, however many people upload,
 # and always in the same thread, because each thread keeps the memory it has freed for itself.
@@ -42,6 +40,6 @@ def temporary_file() -> Iterator[BinaryIO]:
         with tempfile.TemporaryFile(dir=settings.FILE_UPLOAD_TEMP_DIR) as file:
             yield file  # type: ignore[misc]
     except OSError as error:
-        if error.errno in NO_ROOM:
-            raise storage.disk_full() from error
+        if is_disk_full(error):
+            raise disk_full() from error
         raise

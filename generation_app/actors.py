@@ -22,11 +22,10 @@ from models_app.models import DiffusionModel
 from studio_project import storage
 from studio_project.api import Problem
 from studio_project.jobs import ERRORS
-from studio_project.models import Worker
 from studio_project.supervision import (
     Outcome,
     current_device,
-    current_worker,
+    note_warm,
     run_queue,
     supervise,
 )
@@ -59,11 +58,7 @@ def ring_doorbell() -> None:
 def release_engine() -> None:
     """Have the engine drop what it keeps warm, because a training needs the device."""
     _engine.release()
-    _note_cold()
-
-
-def _note_cold() -> None:
-    Worker.objects.filter(pk=current_worker().pk).update(warm=[])
+    note_warm([])
 
 
 def stop_engine() -> None:
@@ -83,11 +78,12 @@ def run_generation(job: GenerationJob) -> None:
     if not missing:  # the worker before was lost between the last picture and the end
         job.move(Status.COMPLETED, from_=[Status.RUNNING], epoch=job.epoch)
         return
-    recorder = Recorder(job, missing, current_worker())
+    recorder = Recorder(job, missing)
     try:
         request = _prepare(job, missing, folder)
         child = _engine.ready(current_device().share(KIND))
-        _settle(job, supervise(job, child, request, on_message=recorder))
+        outcome = supervise(job, child, request, on_message=recorder)
+        _settle(job, outcome, first_step_at=recorder.first_step_at)
     except RefusedError as refused:
         job.fail(refused.code, **refused.params)
     except Problem as problem:  # the disk is full
@@ -165,14 +161,14 @@ def _usable_models(
     return usable[base_id], [(usable[entry["id"]], entry["weight"]) for entry in entries]
 
 
-def _settle(job: GenerationJob, outcome: Outcome) -> None:
+def _settle(job: GenerationJob, outcome: Outcome, *, first_step_at: float | None) -> None:
     """Act on how the run ended; pictures that were finished stay in any case."""
     if outcome.kind == "done":
         job.move(
             Status.COMPLETED,
             from_=[Status.RUNNING],
             epoch=job.epoch,
-            metrics=outcome.message.get("metrics") or {},
+            metrics={**outcome.message.get("metrics", {}), "first_step_at": first_step_at},
         )
     elif outcome.kind == "error":
         code = str(outcome.message.get("code"))
@@ -181,4 +177,4 @@ def _settle(job: GenerationJob, outcome: Outcome) -> None:
     elif outcome.kind == "stopped":
         job.settle_stopped(str(outcome.message.get("how")))
     elif outcome.settled:  # the engine was killed
-        _note_cold()
+        note_warm([])

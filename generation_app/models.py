@@ -112,6 +112,9 @@ class GenerationJob(Job):
     )
     parameters = models.JSONField(default=dict)
     metrics = models.JSONField(default=dict, blank=True)
+    # What was foreseen when it was sent: from its claim on, and for a model that is not ready.
+    expected_seconds = models.FloatField(null=True, blank=True)
+    expected_load_seconds = models.FloatField(null=True, blank=True)
 
     @property
     def title(self) -> str:
@@ -196,3 +199,15 @@ class GeneratedImage(models.Model):
     def keys(self) -> list[str]:
         """Every file it has."""
         return [key for key in (self.key, self.thumbnail_key, self.animation_key) if key]
+
+
+class CheckpointChoice(models.Model):
+    """The model that one user's AUTOMATIC1111 clients paint with until they name another."""
+
+    owner = models.OneToOneField(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+"
+    )
+    model = models.ForeignKey(DiffusionModel, on_delete=models.CASCADE, related_name="+")
+
+    def __str__(self) -> str:
+        return f"{self.owner_id}: {self.model_id}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from django.utils import timezone
 from generation_app.comparing import compare
 from generation_app.models import GeneratedImage, GenerationJob
 from models_app.thumbnails import make_thumbnail
-from studio_project import events, storage
+from studio_project import events, storage, supervision
 from studio_project.child_output import Message
-from studio_project.models import User, Worker
+from studio_project.models import User
 
 PREVIEW_SECONDS = 0.5
 
@@ -32,11 +33,12 @@ class Recorder:
         job: The claimed job.
         missing: Which of the request's pictures this run paints, by index; a run that goes on
             after a crash paints only what is not there yet.
-        worker: The worker, whose row tells what is warm.
     """
 
-    def __init__(self, job: GenerationJob, missing: list[int], worker: Worker) -> None:
-        self.job, self.missing, self.worker = job, missing, worker
+    def __init__(self, job: GenerationJob, missing: list[int]) -> None:
+        self.job, self.missing = job, missing
+        # When the first step began, by this worker's clock; part of what the job's metrics tell.
+        self.first_step_at: float | None = None
         self._started_at = 0.0
         self._previewed_at = 0.0
         self._handlers = {
@@ -59,6 +61,8 @@ class Recorder:
             handler(message)
 
     def _phase(self, message: Message) -> None:
+        if message["phase"] == "denoising" and self.first_step_at is None:
+            self.first_step_at = time.time()
         if message["phase"] != self.job.phase:
             self.job.write_progress(phase=message["phase"])
 
@@ -111,7 +115,6 @@ class Recorder:
             size_bytes += storage.save(animation_key, Path(message["animation"]))
         difference = compare(self.job.remake_of, path) if self.job.remake_of else None
         with transaction.atomic():
-            self.job.write_progress()
             _image, is_new = GeneratedImage.objects.get_or_create(
                 job=self.job,
                 index=index,
@@ -126,15 +129,18 @@ class Recorder:
                     "parameters": _told(message.get("parameters", {}), self.job),
                     "difference": difference,
                     "size_bytes": size_bytes,
+                    # When its file was finished; the row follows some milliseconds later.
+                    "created_at": datetime.fromtimestamp(path.stat().st_mtime, UTC),
                 },
             )
             if is_new:
                 User.objects.filter(pk=self.job.owner_id).update(
                     stored_bytes=F("stored_bytes") + size_bytes
                 )
+            self.job.write_progress()  # last, so that its event counts the picture
 
     def _warm(self, message: Message) -> None:
-        Worker.objects.filter(pk=self.worker.pk).update(warm=message.get("models", []))
+        supervision.note_warm(message.get("models", []))
 
 
 def _told(parameters: dict[str, Any], job: GenerationJob) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from django.urls import reverse
 from rest_framework import serializers
 
+from generation_app.foresight import Foresight
 from generation_app.models import GeneratedImage, GenerationJob, InputPicture
 from studio_project.job_serializers import FiniteField, JobSerializer
 
@@ -28,7 +29,20 @@ class GenerationEstimateSerializer(serializers.Serializer):
     total_steps = serializers.IntegerField()
     num_images = serializers.IntegerField()
     seconds = serializers.FloatField(
-        allow_null=True, help_text="null until something was painted with this base here."
+        allow_null=True,
+        help_text="The painting itself; null until something was painted on this site.",
+    )
+    load_seconds = serializers.FloatField(
+        allow_null=True, help_text="On top, on a worker that does not have the model ready."
+    )
+    basis = serializers.CharField(
+        allow_null=True,
+        help_text="From what it was told: size (this base at this size), base, device (another "
+        "one) or site (other bases).",
+    )
+    position = serializers.IntegerField(help_text="The place it would have in the queue.")
+    eta_seconds = serializers.FloatField(
+        allow_null=True, help_text="Until it is done, with all that comes before it."
     )
 
 
@@ -104,8 +118,8 @@ class UploadedSerializer(UploadSerializer):
     recalled = RecalledSerializer(allow_null=True, read_only=True)
 
     class Meta(UploadSerializer.Meta):
-        fields = (*UploadSerializer.Meta.fields, "recalled")
-        read_only_fields = fields
+        fields = (*UploadSerializer.Meta.fields, "recalled")  # type: ignore[assignment]
+        read_only_fields = fields  # type: ignore[assignment]
 
 
 class ImageLinkSerializer(serializers.ModelSerializer):
@@ -204,6 +218,13 @@ class GenerationSerializer(JobSerializer):
     max_guidance_scale = _value(FiniteField, "max_guidance_scale")
     images = serializers.SerializerMethodField()
     preview_url = serializers.SerializerMethodField()
+    eta_seconds = serializers.SerializerMethodField()  # type: ignore[assignment]
+
+    def get_eta_seconds(self, job: GenerationJob) -> int | None:
+        """In how many seconds it is done, while it waits too; null if that cannot be told."""
+        context: Any = self.root.context
+        foresight: Foresight = context.setdefault("foresight", Foresight(self._waiting()))
+        return foresight.eta_seconds(job)
 
     def get_url(self, job: GenerationJob) -> str:
         """Where this job is found."""

@@ -27,6 +27,8 @@ from generation_app.engine.request import (
     RequestError,
     resolve_request,
 )
+from generation_app.foresight import foresee
+from generation_app.history import Forecast, forecast
 from generation_app.inputs import Inputs, resolve_inputs, size_like
 from generation_app.models import GeneratedImage, GenerationJob
 from generation_app.wording import TooManyVariations, take_loras, variations
@@ -34,6 +36,7 @@ from models_app.models import DiffusionModel
 from models_app.services import resolve_model
 from studio_project import events, jobs, storage
 from studio_project.api import Problem
+from studio_project.jobs.workers import live_workers
 from studio_project.models import User
 
 Status = GenerationJob.Status
@@ -93,6 +96,7 @@ def submit_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> Gene
     """
     asked = _understand(user, mode, body)
     model, chosen = asked.chosen.model, asked.chosen
+    told = _forecast(asked, mode)
     job = GenerationJob(
         owner=user,
         mode=mode,
@@ -104,6 +108,8 @@ def submit_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> Gene
         mask_image=asked.inputs.mask_image,
         parameters=asked.as_parameters(),
         total_steps=asked.request.steps_per_image * asked.request.num_images,
+        expected_seconds=told.seconds if told else None,
+        expected_load_seconds=told.load_seconds if told else None,
     )
     return queue(job, chosen.all)
 
@@ -131,29 +137,29 @@ def estimate_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> di
     """Say how long a request would take, without making it.
 
     Returns:
-        `total_steps`, `num_images`, and `seconds`: by the last request to this base, None while
-        there was none. Loading a model that is not warm comes on top.
+        `total_steps`, `num_images`; `seconds` for the painting itself, `load_seconds` for a model
+        that is not ready and `basis`, as in `history.Forecast`; `position` in the queue and
+        `eta_seconds` until it is done. None stands for what nothing here tells yet.
 
     Raises:
         Problem: As `submit_generation`.
     """
     asked = _understand(user, mode, body)
     request, base = asked.request, asked.chosen.base
-    done = GenerationJob.objects.filter(base_model=base, mode=mode, status=Status.COMPLETED)
-    last = done.order_by("-created_at").values("parameters", "total_steps", "metrics").first()
-    total_steps = request.steps_per_image * request.num_images
-    seconds = None
-    if last and last["metrics"].get("seconds"):
-        spent = last["metrics"]["seconds"] - last["metrics"].get("load_seconds", 0.0)
-        work = _work(request.as_parameters(), total_steps)
-        seconds = round(spent * work / _work(last["parameters"], last["total_steps"]), 1)
-    return {"total_steps": total_steps, "num_images": request.num_images, "seconds": seconds}
+    told = _forecast(asked, mode)
+    return {
+        "total_steps": request.steps_per_image * request.num_images,
+        "num_images": request.num_images,
+        "seconds": round(told.seconds, 1) if told else None,
+        "load_seconds": round(told.load_seconds, 1) if told else None,
+        "basis": told.basis if told else None,
+        **foresee(user, base, told),
+    }
 
 
-def _work(parameters: Mapping[str, Any], total_steps: int) -> float:
-    """Return what the time of a request grows with: pixels, steps, frames."""
-    pixels = parameters["width"] * parameters["height"] * parameters.get("num_frames", 1)
-    return float(pixels * max(total_steps, 1))
+def _forecast(asked: Asked, mode: str) -> Forecast | None:
+    workers = live_workers(GenerationJob.queue_name)
+    return forecast(asked.chosen.base, mode, asked.as_parameters(), workers)
 
 
 def _understand(user: User, mode: str, body: Mapping[str, Any]) -> Asked:
@@ -222,8 +228,8 @@ def _resolve_named(user: User, reference: Any, field: str) -> DiffusionModel:
 
 
 def _base_of(user: User, model: DiffusionModel) -> DiffusionModel:
-    """Return the pipeline a model is painted with: itself, or the base a LoRA brings."""
-    if model.type != DiffusionModel.Type.LORA:
+    """Return the pipeline a model is painted with: itself, or the base that an adapter brings."""
+    if not model.is_adapter:
         return model
     base = (
         DiffusionModel.objects.usable_by(user).filter(pk=model.base_model_id).first()
@@ -271,13 +277,13 @@ def _sentences(error: RequestError) -> dict[str, list[str]]:
 def _choose_loras(
     user: User, model: DiffusionModel, base: DiffusionModel, request: GenerationRequest
 ) -> tuple[tuple[DiffusionModel, float], ...]:
-    """Resolve the LoRAs; the model itself comes first when it is one."""
+    """Resolve the adapters; the model itself comes first when it is one."""
     chosen: dict[int, tuple[DiffusionModel, float]] = {}
-    if model.type == DiffusionModel.Type.LORA:
+    if model.is_adapter:
         chosen[model.pk] = (model, 1.0)
     for choice in getattr(request, "loras", ()):
         lora = _resolve_named(user, choice.model, "loras")
-        if lora.type != DiffusionModel.Type.LORA or lora.architecture != base.architecture:
+        if not lora.is_adapter or lora.architecture != base.architecture:
             message = _("“%(lora)s” does not fit onto “%(base)s”.") % {
                 "lora": lora.shown_title,
                 "base": base.shown_title,

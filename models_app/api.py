@@ -8,7 +8,12 @@ from django.db.models import QuerySet
 from django.http import HttpResponseBase
 from django.utils.translation import gettext as _
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiResponse, extend_schema, extend_schema_view
+from drf_spectacular.utils import (
+    OpenApiParameter,
+    OpenApiResponse,
+    extend_schema,
+    extend_schema_view,
+)
 from rest_framework import generics, parsers, status
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -75,31 +80,36 @@ class ModelDownload(APIView):
 
     @extend_schema(
         summary="Download the weights of a trained model",
-        description="One safetensors file; Range and If-None-Match are understood.",
-        responses={(200, "application/octet-stream"): FILE},
+        description=(
+            "Adapters are one safetensors file; Range and If-None-Match are understood. A model "
+            "that is a whole folder is a zip of it."
+        ),
+        parameters=[
+            OpenApiParameter(
+                "layout",
+                enum=services.LAYOUTS,
+                default=services.LAYOUTS[0],
+                description="`kohya` is the file for A1111, Forge and ComfyUI.",
+            )
+        ],
+        responses={
+            (200, "application/octet-stream"): FILE,
+            (200, "application/zip"): FILE,
+        },
     )
     def get(self, request: Request, pk: str) -> HttpResponseBase:
-        """Hand over the file."""
+        """Hand over the file, or the folder as an archive."""
         model = _find(request, pk)
-        if not model.path:
-            raise services.unavailable(model)
-        if not model.is_file:
-            raise Problem(
-                "download_unavailable",
-                _("“%(name)s” is a folder of several files, which cannot be downloaded here.")
-                % {"name": model.shown_title},
-                status=409,
-                hint=_("It comes from: %(source)s") % {"source": model.source}
-                if model.source
-                else "",
+        chosen = services.choose_download(model, request.query_params.get("layout"))
+        if isinstance(chosen, str):
+            return storage.file_response(
+                chosen,
+                filename=f"{model.name}.{chosen.rpartition('/')[2].partition('.')[2]}",
+                content_type="application/octet-stream",
+                inline=False,
+                request=request._request,
             )
-        return storage.file_response(
-            model.path,
-            filename=f"{model.name}.safetensors",
-            content_type="application/octet-stream",
-            inline=False,
-            request=request._request,
-        )
+        return storage.zip_response(chosen, filename=f"{model.name}.zip", request=request._request)
 
 
 class ModelThumbnail(APIView):

@@ -264,7 +264,7 @@ def tokenize(
     Returns:
         See :data:`Tokens`.
     """
-    tokens = {}
+    tokens: dict[str, Any] = {}
     for encoder, folder in zip(architecture.text_encoders, architecture.tokenizers, strict=True):
         tokenizer = components[folder]
         made = tokenizer(

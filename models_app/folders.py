@@ -15,6 +15,8 @@ from typing import Any
 from models_app.inspection import InspectionError, read_header, read_json
 
 INDEX_NAME = "model_index.json"
+# Not part of the weights: the picture that may stand for them.
+THUMBNAIL_NAME = "thumbnail.webp"
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 VAE_FACTOR = 8

@@ -10,16 +10,37 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+import struct
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from models_app.adapter_names import (
+    ALPHA,
+    DOWN,
+    KOHYA_FAMILIES,
+    MAGNITUDE,
+    TensorName,
+    parse_tensor_name,
+)
 
 MAX_HEADER_BYTES = 8 * 1024**2
 MAX_JSON_BYTES = 16 * 1024**2
 MAX_TENSORS = 20_000
 MAX_DIMENSIONS = 16
 CHUNK_BYTES = 1024**2
+MAX_TRIGGERS = 20
+MAX_TRIGGER = 100
+
+# Beginnings of ModelSpec's names, and how wide the texts are that a family's UNet reads.
+_MODELSPEC_FAMILIES = {
+    "stable-diffusion-v1": "sd1",
+    "stable-diffusion-v2": "sd2",
+    "stable-diffusion-xl-v1-base": "sdxl",
+}
+_TEXT_WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 
 # Source: https://github.com/huggingface/safetensors, enum Dtype; bits per value.
 BITS_PER_VALUE = {
@@ -204,16 +225,124 @@ def _check_layout(tensors: dict[str, TensorEntry], data_bytes: int, name: str) -
         raise _invalid(name, "there are bytes after its last tensor")
 
 
-def inspect_adapter(path: Path) -> SafetensorsHeader:
-    """Check that a file holds LoRA weights that can be loaded.
+@dataclass(frozen=True)
+class AdapterReport:
+    """What a LoRA file says about itself, in names and shapes and in words.
+
+    Attributes:
+        layout: ``kohya`` or ``diffusers`` (peft's own names count as that).
+        architecture: ``sd1 | sd2 | sdxl``; ``None`` if neither words nor shapes tell.
+        rank: The most frequent one among its layers.
+        alpha: Strength; ``None`` if the file does not say (readers then take the rank).
+        is_dora: Whether layers carry a magnitude.
+        components: The networks it changes, by the name of their folder.
+        trigger_words: What calls it in a prompt.
+        num_layers: How many layers it changes.
+    """
+
+    layout: str
+    architecture: str | None
+    rank: int
+    alpha: float | None
+    is_dora: bool
+    components: tuple[str, ...]
+    trigger_words: tuple[str, ...]
+    num_layers: int
+
+
+def inspect_adapter(path: Path) -> AdapterReport:
+    """Tell what a LoRA file is; no tensor but an alpha is looked at.
 
     Raises:
-        InspectionError: The file is broken, or no tensor of it belongs to a LoRA.
+        InspectionError: The file is broken, or it holds no LoRA of a kind that can be used.
     """
     header = read_header(path)
-    if not any("lora" in tensor.lower() for tensor in header.tensors):
+    parsed = {name: parse_tensor_name(name) for name in header.tensors}
+    downs = {name: one for name, one in parsed.items() if one is not None and one.part == DOWN}
+    if not downs:
         raise InspectionError("weights_invalid", f"{path.name} holds no LoRA weights.")
-    return header
+    strange = next((name for name, one in parsed.items() if one is None), None)
+    if strange is not None:
+        raise InspectionError(
+            "weights_invalid", f"{path.name} holds {strange[:80]!r}, which is no part of a LoRA."
+        )
+    if any(header.tensors[name].shape[:1] in ((), (0,)) for name in downs):
+        raise InspectionError("weights_invalid", f"{path.name} holds a layer of rank 0.")
+    ranks = Counter(header.tensors[name].shape[0] for name in downs)
+    return AdapterReport(
+        layout="kohya" if next(iter(downs)).startswith("lora_") else "diffusers",
+        architecture=_adapter_architecture(header, downs),
+        rank=ranks.most_common(1)[0][0],
+        alpha=_adapter_alpha(path, header, parsed),
+        is_dora=any(one is not None and one.part == MAGNITUDE for one in parsed.values()),
+        components=tuple(sorted({one.component for one in downs.values()})),
+        trigger_words=_trigger_words(header.metadata),
+        num_layers=len(downs),
+    )
+
+
+def adapter_settings(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The settings by peft's names that diffusers' layout keeps, ``<component>.<name>``.
+
+    Returns:
+        Nothing if the file does not say or what it says is no JSON object.
+    """
+    try:
+        return parse_json(metadata.get("lora_adapter_metadata", "{}").encode(), "the settings")
+    except InspectionError:
+        return {}
+
+
+def _adapter_alpha(
+    path: Path, header: SafetensorsHeader, parsed: Mapping[str, TensorName | None]
+) -> float | None:
+    """The alpha of the first layer that has one, else of the settings, else of the words."""
+    for name, one in parsed.items():
+        entry = header.tensors[name]
+        if one is not None and one.part == ALPHA and math.prod(entry.shape) == 1:
+            return _read_scalar(path, header, entry)
+    given = [v for k, v in adapter_settings(header.metadata).items() if k.endswith(".lora_alpha")]
+    return next((float(v) for v in given if isinstance(v, int | float)), None)
+
+
+def _read_scalar(path: Path, header: SafetensorsHeader, entry: TensorEntry) -> float | None:
+    """Read one floating-point value; other types tell nothing here."""
+    formats = {"F64": "<d", "F32": "<f", "F16": "<e", "BF16": "<f"}
+    if entry.dtype not in formats:
+        return None
+    data_start = header.size_bytes - max(one.end for one in header.tensors.values())
+    with path.open("rb") as handle:
+        handle.seek(data_start + entry.start)
+        raw = handle.read(entry.end - entry.start)
+    # bfloat16 is the upper half of a float32.
+    raw = b"\0\0" + raw if entry.dtype == "BF16" else raw
+    value = float(struct.unpack(formats[entry.dtype], raw)[0])
+    return value if math.isfinite(value) else None
+
+
+def _adapter_architecture(header: SafetensorsHeader, downs: Mapping[str, TensorName]) -> str | None:
+    """Decide by the words of the header, else by what only one family has."""
+    version = header.metadata.get("ss_base_model_version", "")
+    named = header.metadata.get("modelspec.architecture", "")
+    for architecture, family in KOHYA_FAMILIES.items():
+        if version.startswith(family.version_prefix):
+            return architecture
+    for prefix, architecture in _MODELSPEC_FAMILIES.items():
+        if named.startswith(prefix):
+            return architecture
+    if any(one.component == "text_encoder_2" for one in downs.values()):
+        return "sdxl"
+    for name, one in downs.items():
+        # What reads the text is as wide as the family's text encoders.
+        if one.component == "unet" and one.flat.endswith(("attn2_to_k", "attn2_to_v")):
+            return _TEXT_WIDTHS.get(header.tensors[name].shape[-1])
+    return None
+
+
+def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    phrase = " ".join(metadata.get("modelspec.trigger_phrase", "").split())
+    words = (word.strip() for word in phrase.split(","))
+    return tuple(word[:MAX_TRIGGER] for word in words if word)[:MAX_TRIGGERS]
 
 
 def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.utils.text import slugify
 
-from models_app.folders import INDEX_NAME, FolderReport, inspect_folder
+from models_app.folders import INDEX_NAME, THUMBNAIL_NAME, FolderReport, inspect_folder
 from models_app.hub import Hub, HubError, OnProgress
 from models_app.inspection import InspectionError, sha256_of
 from models_app.models import DiffusionModel
@@ -71,14 +71,20 @@ def read_contents(folder: Path, report: FolderReport) -> FolderContents:
         size, digest = path.stat().st_size, sha256_of(path)
         files.append({"name": file.target, "size": size, "sha256": digest})
     files.sort(key=lambda entry: str(entry["name"]))
-    lines = "".join(f"{entry['sha256']}  {entry['name']}\n" for entry in files)
     return FolderContents(
         files=tuple(files),
         sources=sources,
         index=index,
-        sha256=hashlib.sha256(lines.encode()).hexdigest(),
+        sha256=folder_sha256(files),
         size_bytes=sum(entry["size"] for entry in files),
     )
+
+
+def folder_sha256(files: Collection[Mapping[str, Any]]) -> str:
+    """Return the hash that stands for a folder: of its files' hashes in the order of names."""
+    ordered = sorted(files, key=lambda entry: str(entry["name"]))
+    lines = "".join(f"{entry['sha256']}  {entry['name']}\n" for entry in ordered)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 @contextmanager
@@ -179,13 +185,28 @@ def _seed_starter(folder: Path) -> str:
         return "deleted"
     contents = read_contents(folder, inspect_folder(folder))
     if model is None:
-        with stored(contents) as columns:
-            result = _create(STARTER, **columns)
-        return result
+        with stored(contents) as columns, _stored_thumbnail(folder) as picture:
+            return _create(STARTER, **columns, **picture)
     if model.sha256 == contents.sha256 and model.availability == Ready:
         return "unchanged"
     install_into(model, contents)
     return "updated"
+
+
+@contextmanager
+def _stored_thumbnail(folder: Path) -> Iterator[dict[str, str]]:
+    """Store the picture that a folder brings, if it does, for the time until a row names it."""
+    picture = folder / THUMBNAIL_NAME
+    if not picture.exists():
+        yield {}
+        return
+    key = storage.new_key("models", "thumbs", suffix=".webp")
+    storage.save(key, picture)
+    try:
+        yield {"thumbnail_key": key}
+    except BaseException:
+        storage.delete(key)
+        raise
 
 
 def install_into(model: DiffusionModel, contents: FolderContents) -> None:

@@ -16,6 +16,7 @@ from django.db.models.functions import Greatest
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from models_app.layouts import KOHYA, kohya_entry, kohya_key
 from models_app.models import DiffusionModel
 from models_app.texts import (
     check_default_settings,
@@ -102,6 +103,54 @@ def _ambiguous(name: str, candidates: list[DiffusionModel]) -> Problem:
         fields={"model": [message]},
         ids=[model.pk for model in candidates],
     )
+
+
+# --- downloading --------------------------------------------------------------------------------
+LAYOUTS = ("diffusers", KOHYA)
+
+
+def choose_download(model: DiffusionModel, layout: str | None) -> str | dict[str, tuple[str, int]]:
+    """Decide what of a visible model is handed over.
+
+    Args:
+        model: The model.
+        layout: One of `LAYOUTS`; None for the first.
+
+    Returns:
+        The key of one file; of a folder the key and size of every file, by its name in an archive.
+
+    Raises:
+        Problem: `invalid` for another layout, `model_unavailable`, or `download_unavailable` (409)
+            for a base model of the site and for a layout that the model does not have.
+    """
+    if layout not in (None, *LAYOUTS):
+        message = _("Choose one of: %(choices)s.") % {"choices": ", ".join(LAYOUTS)}
+        raise Problem("invalid", message, fields={"layout": [message]})
+    if not model.path:
+        raise unavailable(model)
+    if layout == KOHYA:
+        if kohya_entry(model.files) is None:
+            raise _no_download(
+                _("“%(name)s” does not exist in this layout.") % {"name": model.shown_title},
+                _("Download it without naming a layout."),
+            )
+        return kohya_key(model.path)
+    if model.is_file:
+        return model.path
+    if model.type == DiffusionModel.Type.BASE:
+        raise _no_download(
+            _("“%(name)s” is a base model of the site, which cannot be downloaded here.")
+            % {"name": model.shown_title},
+            _("It comes from: %(source)s") % {"source": model.source} if model.source else "",
+        )
+    return {
+        f"{model.name}/{entry['name']}": (f"{model.path}/{entry['name']}", entry["size"])
+        for entry in model.files
+    }
+
+
+def _no_download(message: str, hint: str) -> Problem:
+    return Problem("download_unavailable", message, status=409, hint=hint)
 
 
 # --- changing -----------------------------------------------------------------------------------
@@ -201,7 +250,7 @@ def delete_model(user: User, model: DiffusionModel) -> None:
     require_editable(user, model)
     with transaction.atomic():
         _lock(model)
-        users = DiffusionModel.objects.live().filter(base_model=model).count()
+        users = DiffusionModel.objects.building_on(model).count()
         if users:
             message = _("%(count)d models build on “%(name)s”, so it cannot be deleted.") % {
                 "count": users,
@@ -260,7 +309,7 @@ def _lock(model: DiffusionModel) -> None:
 def _set_visibility(model: DiffusionModel, visibility: str) -> None:
     if visibility == Visibility.SHARED:
         base = model.base_model
-        if base is not None and base.visibility != Visibility.SHARED:
+        if model.is_adapter and base and base.visibility != Visibility.SHARED:
             message = _("Share its base model “%(base)s” first: without it nobody could use this.")
             message %= {"base": base.shown_title}
             raise Problem("base_not_shared", message, status=409, fields={"visibility": [message]})
@@ -282,7 +331,7 @@ def _require_unshareable(model: DiffusionModel) -> None:
         message = _("Models of the site are always shared; an administrator can deactivate them.")
         raise Problem("site_model", message, status=409, fields={"visibility": [message]})
     others = Q(visibility=Visibility.SHARED) | ~Q(owner=model.owner_id)
-    if DiffusionModel.objects.live().filter(others, base_model=model).exists():
+    if DiffusionModel.objects.building_on(model).filter(others).exists():
         message = _("Models of others, or shared ones, build on this; it has to stay shared.")
         raise Problem("model_in_use", message, status=409, fields={"visibility": [message]})
 
@@ -291,7 +340,7 @@ def _set_active(model: DiffusionModel, is_active: bool) -> None:
     """Switch a model on or off, and with it what builds on it."""
     model.write(is_active=is_active)
     model.publish("changed")
-    dependants = DiffusionModel.objects.live().filter(base_model=model)
+    dependants = DiffusionModel.objects.building_on(model)
     dependants.update(version=F("version") + 1)
     for dependant in dependants.select_related("base_model"):
         dependant.publish("changed")

@@ -13,6 +13,7 @@ from django.shortcuts import render
 from django.utils.translation import gettext_lazy as _
 
 from models_app.filters import ModelFilter
+from models_app.layouts import kohya_entry
 from models_app.models import DiffusionModel
 from studio_project.api import get_visible
 from studio_project.paging import page_by_key
@@ -66,6 +67,8 @@ def model_detail(request: HttpRequest, pk: str) -> HttpResponse:
             for name, words in SETTING_WORDS.items()
             if name in model.default_settings
         ],
+        "kohya": kohya_entry(model.files),
+        "can_download": model.is_file or model.type != DiffusionModel.Type.BASE,
         "can_edit": DiffusionModel.objects.editable_by(request.user).filter(pk=model.pk).exists(),
     }
     return render(request, "models_app/model_detail.html", context)

@@ -5,20 +5,22 @@ Errors are RFC 9457 `application/problem+json` with a stable `code`; what is not
 
 from __future__ import annotations
 
+import base64
+import errno
 import functools
 import hashlib
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser
 from django.core.exceptions import ObjectDoesNotExist, PermissionDenied
-from django.db import IntegrityError, models, transaction
+from django.db import IntegrityError, OperationalError, models, transaction
 from django.http import Http404, HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -32,6 +34,11 @@ if TYPE_CHECKING:
     from rest_framework.request import Request
 
 logger = logging.getLogger(__name__)
+
+# Room for a large picture in base64; parsed, hostile JSON is thirty times its size.
+MAX_JSON_BYTES = 16 * 1024**2
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 Row = TypeVar("Row", bound=models.Model)
 
 
@@ -102,6 +109,23 @@ _TITLES = {
 }
 
 
+def disk_full() -> Problem:
+    """Return the one problem that says there is no room."""
+    return Problem(
+        "disk_full",
+        _("The site's disk is full, so nothing was stored."),
+        status=507,
+        hint=_("Delete what is no longer needed, or ask an administrator for more space."),
+    )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Say whether an error of the file system or the database means that there is no room."""
+    if isinstance(error, OperationalError):
+        return "disk is full" in str(error) or "No space left" in str(error)
+    return isinstance(error, OSError) and error.errno in NO_ROOM
+
+
 def problem(error: Problem) -> Response:
     """Return a problem as a response."""
     return Response(
@@ -135,6 +159,9 @@ def _field_errors(detail: Any, prefix: str = "") -> dict[str, list[dict[str, str
 
 def problem_response(error: Exception, context: dict[str, Any]) -> Response | None:
     """Turn any exception of a view into problem+json (DRF's EXCEPTION_HANDLER)."""
+    if is_disk_full(error):
+        logger.error("the disk is full: %s", error)
+        error = disk_full()
     if isinstance(error, Problem):
         return problem(error)
     # DRF's own handler cannot be used: its module imports the classes this one defines.
@@ -182,10 +209,16 @@ class BearerAuthentication(authentication.BaseAuthentication):
     def authenticate(self, request: Request) -> tuple[User, ApiToken] | None:
         """Return the token's owner, None without a token, or refuse a bad one."""
         kind, _sep, secret = request.headers.get("Authorization", "").partition(" ")
-        if kind.lower() != "bearer":
-            return None
-        token = ApiToken.find(secret.strip())
-        if token is None:
+        return self.admit(secret.strip()) if kind.lower() == "bearer" else None
+
+    def admit(self, secret: str, username: str | None = None) -> tuple[User, ApiToken]:
+        """Return the owner of a living token, who is the named user if one is named.
+
+        Raises:
+            AuthenticationFailed: There is no such token.
+        """
+        token = ApiToken.find(secret)
+        if token is None or username not in (None, token.owner.get_username()):
             raise exceptions.AuthenticationFailed(
                 _("This token is not valid, has expired or was revoked."), code="token_invalid"
             )
@@ -199,19 +232,71 @@ class BearerAuthentication(authentication.BaseAuthentication):
         return "Bearer"
 
 
-class StrictJSONParser(parsers.JSONParser):
-    """JSON without NaN, Infinity or NUL characters, and an object at the top."""
+class TokenAsPasswordAuthentication(BearerAuthentication):
+    """HTTP Basic with an API token as the password, for clients that know nothing else.
 
-    strict = True
+    The account's own password opens nothing here.
+    """
+
+    def authenticate(self, request: Request) -> tuple[User, ApiToken] | None:
+        """Return the token's owner, None without HTTP Basic, or refuse a bad one."""
+        kind, _sep, encoded = request.headers.get("Authorization", "").partition(" ")
+        if kind.lower() != "basic":
+            return None
+        try:
+            pair = base64.b64decode(encoded.strip(), validate=True).decode()
+        except ValueError:
+            pair = ""
+        username, _sep, secret = pair.partition(":")
+        return self.admit(secret, username)
+
+
+class StrictJSONParser(parsers.BaseParser):
+    """An object in JSON, without NaN, infinities or NUL characters, and of a size of its own."""
+
+    media_type = "application/json"
 
     def parse(self, stream: Any, media_type: Any = None, parser_context: Any = None) -> Any:
-        """Parse, refusing what no field of ours can hold."""
-        data = super().parse(stream, media_type, parser_context)
-        if not isinstance(data, dict):
+        """Parse, refusing what no field of ours can hold by the field's name.
+
+        Raises:
+            ParseError: It is no JSON object.
+            ValidationError: With the fields whose values are not numbers or not text.
+            Problem: `request_too_large`.
+        """
+        text = stream.read(MAX_JSON_BYTES + 1)
+        if len(text) > MAX_JSON_BYTES:
+            detail = _("JSON of more than %(megabytes)d MB is not read here.") % {
+                "megabytes": MAX_JSON_BYTES // 1024**2
+            }
+            raise Problem("request_too_large", detail, status=413)
+        try:
+            data = json.loads(text)
+            unusable = dict(_unusable(data)) if isinstance(data, dict) else None
+        except RecursionError as error:
+            raise exceptions.ParseError(_("This JSON is nested too deeply.")) from error
+        except ValueError as error:
+            detail = _("This is not valid JSON (%(reason)s).") % {"reason": error}
+            raise exceptions.ParseError(detail) from error
+        if unusable is None:
             raise exceptions.ParseError(_("Send a JSON object."))
-        if "\x00" in json.dumps(data, ensure_ascii=False).replace("\\u0000", "\x00"):
-            raise exceptions.ParseError(_("The text holds a NUL character; remove it."))
+        if unusable:
+            raise exceptions.ValidationError(unusable)
         return data
+
+
+def _unusable(value: Any, path: str = "") -> Iterator[tuple[str, list[exceptions.ErrorDetail]]]:
+    """Yield the dotted names of values that JSON's grammar or Python let through, and why."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _unusable(name, path or "body")
+            yield from _unusable(inner, f"{path}.{name}" if path else str(name))
+    elif isinstance(value, float) and not math.isfinite(value):
+        message = _("This is not a number that can be used; send a finite one.")
+        yield path, [exceptions.ErrorDetail(message, "not_a_number")]
+    elif isinstance(value, str) and "\0" in value:
+        message = _("The text holds a NUL character; remove it.")
+        yield path, [exceptions.ErrorDetail(message, "invalid_characters")]
 
 
 class StrictSerializer(serializers.Serializer):
@@ -279,7 +364,8 @@ def wait_for(job: Any, seconds: float) -> Any:
     deadline = time.monotonic() + seconds
     while not job.is_final and time.monotonic() < deadline:
         time.sleep(0.1)
-        job.refresh_from_db()
+        job.refresh_from_db(fields=["status"])
+    job.refresh_from_db()
     return job
 
 

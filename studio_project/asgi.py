@@ -13,11 +13,12 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "studio_project.settings")
 http_application = get_asgi_application()
 
 from studio_project.consumers import EventsConsumer  # noqa: E402  (needs the apps to be ready)
-from studio_project.daphne_shutdown import correct_daphne  # noqa: E402
+from studio_project.daphne_corrections import correct_daphne  # noqa: E402
+from studio_project.full_disk import RoomForBodies  # noqa: E402
 
 application = ProtocolTypeRouter(
     {
-        "http": http_application,
+        "http": RoomForBodies(http_application),
         "websocket": SessionMiddlewareStack(
             URLRouter([re_path(r"^ws/events/?$", EventsConsumer.as_asgi())])
         ),

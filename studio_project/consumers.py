@@ -22,7 +22,7 @@ from django.db import DatabaseError
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 
-from studio_project import daphne_shutdown, events
+from studio_project import daphne_corrections, events
 from studio_project.models import ApiToken, User
 
 CLOSE_UNAUTHENTICATED = 4401
@@ -162,7 +162,7 @@ class EventsConsumer(AsyncWebsocketConsumer):
     async def event_message(self, message: dict[str, Any]) -> None:
         """Puts an event in line. A socket that reads too slowly is closed: it fetches anew then."""
         if self.waiting.full():
-            await self.close(code=daphne_shutdown.TRY_AGAIN_LATER)
+            await self.close(code=daphne_corrections.TRY_AGAIN_LATER)
             return
         self.waiting.put_nowait(message["event"])
 

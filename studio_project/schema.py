@@ -43,6 +43,18 @@ class BearerScheme(OpenApiAuthenticationExtension):
         return {"type": "http", "scheme": "bearer"}
 
 
+class TokenAsPasswordScheme(OpenApiAuthenticationExtension):
+    """Describe API tokens in HTTP Basic."""
+
+    target_class = "studio_project.api.TokenAsPasswordAuthentication"
+    name = "basicToken"
+
+    def get_security_definition(self, auto_schema: Any) -> dict[str, str]:
+        """Return the scheme."""
+        description = "Username, and an API token as the password."
+        return {"type": "http", "scheme": "basic", "description": description}
+
+
 class SessionScheme(OpenApiAuthenticationExtension):
     """Describe the browser's session."""
 
@@ -55,7 +67,10 @@ class SessionScheme(OpenApiAuthenticationExtension):
 
 
 def add_problem_responses(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-    """Give every operation the one shape all errors have (a drf-spectacular hook)."""
+    """Give every operation the one shape all errors have (a drf-spectacular hook).
+
+    An operation that says how it refuses keeps its word: the dialects have shapes of their own.
+    """
     result.setdefault("components", {}).setdefault("schemas", {})["Problem"] = PROBLEM
     answer = {
         "description": "Refused.",
@@ -66,5 +81,5 @@ def add_problem_responses(result: dict[str, Any], **kwargs: Any) -> dict[str, An
     for operations in result.get("paths", {}).values():
         for verb in VERBS:
             if verb in operations:
-                operations[verb].setdefault("responses", {})["default"] = answer
+                operations[verb].setdefault("responses", {}).setdefault("default", answer)
     return result

@@ -223,7 +223,7 @@ STUDIO_REDIS_URL = _read("str", "REDIS_URL", "") or (
     _redis_file.read_text().strip() if _redis_file.exists() else "redis://127.0.0.1:6379/0"
 )
 DRAMATIQ_BROKER = {
-    "BROKER": "dramatiq.brokers.redis.RedisBroker",
+    "BROKER": "studio_project.doorbell.BlockingRedisBroker",
     # Two seconds: a frozen Redis may delay a page by that, never by the library's five. The broker
     # reads them from the URL only.
     "OPTIONS": {
@@ -373,8 +373,13 @@ STUDIO_CONTROL_SECONDS = _read("float", "CONTROL_SECONDS", 0.5)
 STUDIO_SWEEP_SECONDS = _read("float", "SWEEP_SECONDS", 10.0)
 STUDIO_CHECKPOINT_SECONDS = _read("float", "CHECKPOINT_SECONDS", 120.0)
 STUDIO_CHILD_SILENCE_SECONDS = _read("float", "CHILD_SILENCE_SECONDS", 1800.0)
+# After it a training lets another user's waiting one go first; 0 = never.
+STUDIO_TRAINING_SLICE_MINUTES = _read("float", "TRAINING_SLICE_MINUTES", 60.0)
+_at_least("TRAINING_SLICE_MINUTES", STUDIO_TRAINING_SLICE_MINUTES, 0)
 _at_least("HEARTBEAT_SECONDS", STUDIO_HEARTBEAT_SECONDS, 0.05)
 _at_least("LEASE_SECONDS", STUDIO_LEASE_SECONDS, 2 * STUDIO_HEARTBEAT_SECONDS)
+# How long an answer in a dialect that knows no later may take.
+STUDIO_DIALECT_WAIT_SECONDS = _read("float", "DIALECT_WAIT_SECONDS", 600.0)
 STUDIO_TICKET_SECONDS = 60
 STUDIO_IDEMPOTENCY_AGE = timedelta(hours=24)
 
@@ -389,9 +394,6 @@ LOGGING = {
         "console": {"class": "logging.StreamHandler", "formatter": "plain", "stream": sys.stderr}
     },
     "root": {"handlers": ["console"], "level": _read("str", "LOG_LEVEL", "INFO").upper()},
-    "loggers": {
-        "daphne": {"level": "WARNING"},
-        "django.channels.server": {"level": "WARNING"},
-    },
+    "loggers": {name: {"level": "WARNING"} for name in ("daphne", "django.channels.server")},
 }
 SITE_NAME = _("Studio")

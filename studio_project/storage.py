@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -25,9 +26,9 @@ from django.core.files.storage import FileSystemStorage, default_storage
 from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
 from django.utils.http import content_disposition_header
-from django.utils.translation import gettext as _
 
-from studio_project.api import Problem
+from studio_project.api import disk_full, is_disk_full
+from studio_project.zip_stream import Member, zip_chunks, zip_length
 
 CHUNK_BYTES = 256 * 1024
 _KEY = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
@@ -65,7 +66,7 @@ def save(key: str, source: Path | BinaryIO | bytes) -> int:
                 return _write(key, handle)
         return _write(key, BytesIO(source) if isinstance(source, bytes) else source)
     except OSError as error:
-        if error.errno in (28, 27, 122):  # ENOSPC, EFBIG, EDQUOT
+        if is_disk_full(error):
             raise disk_full() from error
         raise
 
@@ -87,6 +88,39 @@ def _write(key: str, handle: BinaryIO) -> int:
     finally:
         aside.unlink(missing_ok=True)
     return path.stat().st_size
+
+
+def copy(source: str, key: str) -> None:
+    """Put a stored file under a second key.
+
+    What lies under a key never changes, so on a disk both keys share the content and it takes no
+    room; on S3 the server copies.
+
+    Raises:
+        FileNotFoundError: Nothing lies under the first key.
+        Problem: `disk_full`; nothing is left behind.
+    """
+    root = _root()
+    if root is None:
+        _copy_on_s3(checked(source), checked(key))
+        return
+    target = root / checked(key)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(root / checked(source))
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without links
+        save(key, root / source)
+
+
+def _copy_on_s3(source: str, key: str) -> None:
+    bucket = default_storage.bucket  # type: ignore[attr-defined]
+    location = default_storage.location  # type: ignore[attr-defined]
+    names = [f"{location}/{name}".strip("/") for name in (source, key)]
+    if not exists(source):
+        raise FileNotFoundError(source)
+    bucket.copy({"Bucket": bucket.name, "Key": names[0]}, names[1])
 
 
 def open_key(key: str) -> BinaryIO:
@@ -178,16 +212,6 @@ def require_free_space(extra_bytes: int = 0) -> None:
         raise disk_full()
 
 
-def disk_full() -> Problem:
-    """Return the one problem that says there is no room."""
-    return Problem(
-        "disk_full",
-        _("The site's disk is full, so nothing was stored."),
-        status=507,
-        hint=_("Delete what is no longer needed, or ask an administrator for more space."),
-    )
-
-
 # --- answers ------------------------------------------------------------------------------------
 def file_response(
     key: str, *, filename: str, content_type: str, inline: bool, request: HttpRequest
@@ -227,6 +251,30 @@ def file_response(
     return _local_response(local_copy(key), request, headers, content_type)
 
 
+def zip_response(
+    entries: Mapping[str, tuple[str, int]], *, filename: str, request: HttpRequest
+) -> StreamingHttpResponse:
+    """Hand over several stored files as one archive, made while it is sent.
+
+    Args:
+        entries: Key and size of each file, by its name in the archive.
+        filename: Name to save it as.
+        request: Decides how it is streamed.
+    """
+    members = [
+        Member(name, size, partial(open_key, checked(key))) for name, (key, size) in entries.items()
+    ]
+    headers = {
+        "X-Content-Type-Options": "nosniff",
+        "Content-Disposition": content_disposition_header(True, filename) or "attachment",
+        "Cache-Control": "private, no-store",
+        "Content-Length": str(zip_length(members)),
+    }
+    return StreamingHttpResponse(
+        _streamed(zip_chunks(members), request), headers=headers, content_type="application/zip"
+    )
+
+
 def _local_response(
     path: Path, request: HttpRequest, headers: dict[str, str], content_type: str
 ) -> HttpResponse | StreamingHttpResponse:
@@ -250,10 +298,15 @@ def _local_response(
             handle.seek(start)
             body = handle.read(stop - start)
         return HttpResponse(body, status=code, headers=headers, content_type=content_type)
-    chunks = _chunks(path, start, stop)
-    # Under ASGI a synchronous iterator would be read whole into memory before the first byte.
-    stream = _async_chunks(chunks) if isinstance(request, ASGIRequest) else chunks
+    stream = _streamed(_chunks(path, start, stop), request)
     return StreamingHttpResponse(stream, status=code, headers=headers, content_type=content_type)
+
+
+def _streamed(
+    chunks: Iterator[bytes], request: HttpRequest
+) -> Iterator[bytes] | AsyncIterator[bytes]:
+    # Under ASGI a synchronous iterator would be read whole into memory before the first byte.
+    return _async_chunks(chunks) if isinstance(request, ASGIRequest) else chunks
 
 
 def _chunks(path: Path, start: int, stop: int) -> Iterator[bytes]:

@@ -27,6 +27,7 @@ from studio_project.device_share import Device, DeviceShare
 from studio_project.jobs import InvalidTransition, Job, JobLost
 from studio_project.lease import LeaseKeeper
 from studio_project.models import Worker
+from studio_project.slices import Slice
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        kind: ``done``, ``error`` and ``stopped`` are the child's word and for the actor to act on.
+        kind: ``done``, ``error`` and ``stopped`` are the child's word and for the actor to act on;
+            the ``how`` of one that stopped because its turn was over is ``slice``.
             ``crashed``: the child ended without a word and the job was queued again or failed.
             ``lost``: the job is somebody else's; nothing may be written.
         message: The child's last message.
@@ -123,8 +125,9 @@ def worker_stopping() -> bool:
 
 
 def note_warm(model_names: list[str]) -> None:
-    """Notes which models the engine keeps ready; the worker's next heartbeat writes it down."""
+    """Notes which models the engine keeps ready, on the worker's row and for its heartbeats."""
     _process.warm = sorted(model_names)
+    Worker.objects.filter(pk=current_worker().pk).update(warm=_process.warm)
 
 
 def warm_models() -> list[str]:
@@ -223,6 +226,7 @@ class _Supervision:
         self.held: Message | None = None
         self.asked = ""
         self.asked_at = 0.0
+        self.slice = Slice(job)
 
     def run(self, request: dict[str, Any]) -> Outcome:
         """See ``supervise``."""
@@ -253,13 +257,18 @@ class _Supervision:
             if message is not None:
                 self.heard_at = now
                 if message["type"] in FINAL_MESSAGES:
-                    return Outcome(FINAL_MESSAGES[message["type"]], message)
+                    return self._final(message)
                 self._take(message, now)
             self._hand_over_held(only_if_due=True)
             self._tick(now)
             ended = self._ended(now) if message is None else None
             if ended is not None:
                 return ended
+
+    def _final(self, message: Message) -> Outcome:
+        if self.slice.is_over and message.get("how") == "yield" and not worker_stopping():
+            message = {**message, "how": "slice"}
+        return Outcome(FINAL_MESSAGES[message["type"]], message)
 
     def _pause(self) -> float:
         """How long nothing needs to be done unless the child speaks."""
@@ -268,6 +277,7 @@ class _Supervision:
     # --- what the child says -----------------------------------------------------------------
     def _take(self, message: Message, now: float) -> None:
         if message["type"] == "step":
+            self.slice.stepped()
             self.held = merge_steps(self.held, message) if self.held else message
         else:
             self._hand_over_held()
@@ -290,22 +300,19 @@ class _Supervision:
         if now - self.renewed_at >= settings.STUDIO_HEARTBEAT_SECONDS:
             self._with_database(lambda: self.job.renew_lease(log_tail=self._log_tail()))
             self.renewed_at = now
+            self._with_database(lambda: self.slice.look(current_worker(), current_device()))
         if now - self.looked_at >= settings.STUDIO_CONTROL_SECONDS:
             self.looked_at = now
             self._with_database(self._read_flags)
 
     def _read_flags(self) -> None:
-        flags = (
-            type(self.job)
-            .objects.running()
-            .filter(pk=self.job.pk, epoch=self.job.epoch)
-            .values_list("cancel_requested", "stop_requested")
-            .first()
-        )
+        mine = type(self.job).objects.running().filter(pk=self.job.pk, epoch=self.job.epoch)
+        flags = mine.values_list("cancel_requested", "stop_requested").first()
         if flags is None:
             raise JobLost(self.job.label)
         cancel, stop = flags
-        wish = "cancel" if cancel else stop or ("yield" if worker_stopping() else "")
+        leaves = worker_stopping() or self.slice.is_over
+        wish = "cancel" if cancel else stop or ("yield" if leaves else "")
         if wish and wish != self.asked:
             logger.info("%s is asked to stop (%s)", self.job.label, wish)
             self.asked, self.asked_at = wish, time.monotonic()
@@ -351,7 +358,7 @@ class _Supervision:
     def _without_word(self, reason: str, status: int | None) -> Outcome:
         """A child that died while it was to stop has stopped; else it has crashed."""
         if self.asked in ("cancel", "yield", "pause"):
-            return Outcome("stopped", {"type": "stopped", "how": self.asked, "reason": reason})
+            return self._final({"type": "stopped", "how": self.asked, "reason": reason})
         return Outcome("crashed", {"type": "crashed", "reason": reason, "status": status})
 
     def _settle_crash(self, outcome: Outcome) -> Outcome:
@@ -379,8 +386,7 @@ def _note_end(job: Job, *, crashed: bool) -> None:
         streak = len(_process.crashed)
     if streak == worker.crash_streak:
         return
-    worker.crash_streak = streak
-    rows = Worker.objects.filter(pk=worker.pk)
+    worker.crash_streak, rows = streak, Worker.objects.filter(pk=worker.pk)
     rows.update(crash_streak=streak)
     if streak >= QUARANTINE_CRASHES:
         rows.update(quarantined=True)

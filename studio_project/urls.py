@@ -55,4 +55,6 @@ urlpatterns = [
     path("healthz", health.healthz, name="healthz"),
     path("readyz", health.readyz, name="readyz"),
     path("api/", include(api_urls)),
+    path("sdapi/v1/", include(generation_app.urls.a1111_urls)),
+    path("v1/", include(generation_app.urls.openai_urls)),
 ]

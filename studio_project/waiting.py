@@ -15,7 +15,7 @@ class Waiting:
     """Where queued jobs stand and why they wait, looked up once for a whole list."""
 
     def __init__(self) -> None:
-        self._places: dict[str, dict[UUID, int]] = {}
+        self._order: dict[str, dict[UUID, int]] = {}
         self._able: dict[str, list[Worker]] = {}
         self._present: list[Worker] | None = None
 
@@ -23,24 +23,34 @@ class Waiting:
         """Return the place in the queue, the next one being 1; None when not queued."""
         if job.status != Job.Status.QUEUED:
             return None
-        if job.queue_name not in self._places:
-            order = queue_order(type(job))
-            self._places[job.queue_name] = {pk: place for place, pk in enumerate(order, start=1)}
-        return self._places[job.queue_name].get(job.pk)
+        return self.places(type(job)).get(job.pk)
+
+    def places(self, job_class: type[Job]) -> dict[UUID, int]:
+        """Return the place of each waiting job of a kind, in the order of their turns."""
+        name = job_class.queue_name
+        if name not in self._order:
+            order = enumerate(queue_order(job_class), start=1)
+            self._order[name] = {pk: place for place, pk in order if pk is not None}
+        return self._order[name]
+
+    def workers(self, job_class: type[Job]) -> list[Worker]:
+        """Return the workers that live and take jobs of a kind."""
+        name = job_class.queue_name
+        if name not in self._able:
+            self._able[name] = live_workers(name)
+        return self._able[name]
 
     def reason(self, job: Job) -> str:
         """Return why a queued job waits as things stand now; empty when it is not queued."""
         if job.status != Job.Status.QUEUED:
             return ""
         reasons = Job.WaitingReason
-        name = job.queue_name
-        if name not in self._able:
-            self._able[name] = live_workers(name)
-        if any(can_hold(worker, job.required_bytes) for worker in self._able[name]):
+        name, able = job.queue_name, self.workers(type(job))
+        if any(can_hold(worker, job.required_bytes) for worker in able):
             busy = job.waiting_reason == reasons.DEVICE_BUSY
             return str(reasons.DEVICE_BUSY if busy else reasons.BEHIND_JOBS)
         refusing = any(name in worker.queues for worker in self._seen())
-        return str(reasons.QUEUE_PAUSED if refusing and not self._able[name] else reasons.NO_WORKER)
+        return str(reasons.QUEUE_PAUSED if refusing and not able else reasons.NO_WORKER)
 
     def _seen(self) -> list[Worker]:
         """Return the workers that live, whether they take work or not."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import functools
 import hashlib
+import json
+import math
 import shutil
 import tempfile
 import uuid
@@ -53,6 +55,17 @@ def make_base_of(folder: Path, name: str = "Tiny", **fields: Any) -> DiffusionMo
     return make_base(name, sha256=digest.hexdigest(), **values, **fields)
 
 
+def make_full(owner: User, base: DiffusionModel, folder: Path, **fields: Any) -> DiffusionModel:
+    """Make a whole network that was trained on a base, with its files in the storage."""
+    values = {
+        "owner": owner,
+        "base_model": base,
+        "type": DiffusionModel.Type.FULL,
+        "visibility": Visibility.PRIVATE,
+    }
+    return make_base_of(folder, **{"name": "Trained whole", **values, **fields})
+
+
 def make_lora(
     owner: User, base: DiffusionModel, name: str = "Fox", **fields: Any
 ) -> DiffusionModel:
@@ -67,6 +80,24 @@ def make_lora(
     }
     values = {**values, **fields}
     return DiffusionModel.objects.create(name=name, owner=owner, base_model=base, **values)
+
+
+def lora_bytes(*, rank: int = 2, alpha: float = 4, dora: bool = False) -> bytes:
+    """Return a LoRA file of one layer in diffusers' layout, all zeros."""
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    shapes = {f"{layer}.lora.down.weight": [rank, 8], f"{layer}.lora.up.weight": [8, rank]}
+    if dora:
+        shapes[f"{layer}.lora_magnitude_vector.weight"] = [8]
+    words = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": alpha})}
+    header: dict[str, Any] = {"__metadata__": words}
+    position = 0
+    for name, shape in shapes.items():
+        size = 4 * math.prod(shape)
+        offsets = [position, position + size]
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": offsets}
+        position += size
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(position)
 
 
 def content_of(key: str) -> bytes:

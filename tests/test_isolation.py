@@ -20,7 +20,7 @@ from models_app.models import DiffusionModel
 from studio_project import storage
 from studio_project.models import ApiToken, User
 from tests.factories import make_base
-from training_app.models import TrainingJob, TrainingSample
+from training_app.models import TrainingCheckpoint, TrainingJob, TrainingSample
 
 CANARY = "zq-canary-7"
 METHODS = ("get", "post", "put", "patch", "delete")
@@ -35,6 +35,7 @@ PUBLIC = {
     "account_reset_password_done",
     "account_reset_password_from_key",
     "account_reset_password_from_key_done",
+    "a1111-unknown",
     "account_confirm_email",
     "account_confirm_login_code",
     "account_email_verification_sent",
@@ -42,6 +43,7 @@ PUBLIC = {
     "invitation",
     "javascript-catalog",
     "mfa_authenticate",
+    "openai-unknown",
     "readyz",
     "set_language",
     "set_theme",
@@ -49,6 +51,22 @@ PUBLIC = {
 }
 # One's own things only, without naming an object.
 OWN = {
+    "a1111-embeddings",
+    "a1111-img2img",
+    "a1111-interrupt",
+    "a1111-latent-upscale-modes",
+    "a1111-loras",
+    "a1111-options",
+    "a1111-progress",
+    "a1111-refresh-checkpoints",
+    "a1111-refresh-loras",
+    "a1111-samplers",
+    "a1111-schedulers",
+    "a1111-scripts",
+    "a1111-sd-models",
+    "a1111-sd-vae",
+    "a1111-txt2img",
+    "a1111-upscalers",
     "account_change_password",
     "account_email",
     "account_reauthenticate",
@@ -78,6 +96,8 @@ OWN = {
     "mfa_view_recovery_codes",
     "model-list",
     "model_list",
+    "openai-images-generations",
+    "openai-models",
     "options",
     "queue",
     "queue-api",
@@ -119,7 +139,8 @@ def _routes() -> Iterator[tuple[str, str]]:
 def world(alice: User) -> World:
     """Everything a route can name, belonging to Alice and marked with a canary."""
     dataset = Dataset.objects.create(owner=alice, name=CANARY)
-    for key in ("picture", "thumb", "lora", "made", "sample", "upload"):
+    weights = ("lora.safetensors", "lora.kohya.safetensors", "folder/unet/config.json")
+    for key in ("picture", "thumb", "made", "sample", "upload", *weights):
         storage.save(f"tests/{key}", CANARY.encode())
     image = DatasetImage.objects.create(
         dataset=dataset,
@@ -140,7 +161,8 @@ def world(alice: User) -> World:
         type="lora",
         category="image",
         architecture="sd1",
-        path="tests/lora",
+        path="tests/lora.safetensors",
+        files=[{"name": "a", "size": 1}, {"name": "k", "size": 1, "layout": "kohya"}],
         availability="ready",
         is_active=True,
         owner=alice,
@@ -160,6 +182,9 @@ def world(alice: User) -> World:
         thumbnail_key="tests/thumb",
         width=64,
         height=64,
+    )
+    checkpoint = TrainingCheckpoint.objects.create(
+        job=training, epoch=1, step=1, prefix="tests/checkpoint", model=model
     )
     generation = GenerationJob.objects.create(
         owner=alice, model=model, model_name=CANARY, parameters={"prompt": CANARY}
@@ -209,13 +234,17 @@ def world(alice: User) -> World:
                     "training-cancel",
                     "training-pause",
                     "training-resume",
+                    "training-stop",
+                    "training-extend",
                     "training-progress",
                     "training-metrics",
                     "training-samples",
+                    "training-checkpoints",
                     "training-log",
                 ],
                 {"pk": training.pk},
             ),
+            "training-checkpoint-register": {"pk": training.pk, "checkpoint_id": checkpoint.pk},
             "training-sample-file": painted,
             "training-sample-thumbnail": painted,
             **dict.fromkeys(
@@ -233,6 +262,7 @@ def world(alice: User) -> World:
                 ],
                 {"pk": made.pk},
             ),
+            "openai-model": {"reference": model.name},
             **dict.fromkeys(["generate-upload-detail", "generate-upload-file"], {"pk": upload.pk}),
             "token-detail": {"pk": token.pk},
         },
@@ -264,6 +294,30 @@ def test_a_stranger_gets_404_for_every_object(
     assert GeneratedImage.objects.live().filter(owner=world.owner).exists()
     assert ApiToken.objects.get(name=CANARY).revoked_at is None
     assert not TrainingJob.objects.get(title=CANARY).cancel_requested
+
+
+def test_no_layout_of_the_weights_is_handed_to_a_stranger(
+    world: World, bob: User, staff: User, api: Callable[[User | None], APIClient]
+) -> None:
+    folder = DiffusionModel.objects.create(
+        base_model=make_base("Other"),
+        name="folder",
+        title=CANARY,
+        type="full",
+        architecture="sd1",
+        path="tests/folder",
+        files=[{"name": "unet/config.json", "size": len(CANARY)}],
+        owner=world.owner,
+    )
+    for pk in (world.objects["model-download"]["pk"], folder.pk):
+        for query in ("", "?layout=diffusers", "?layout=kohya", "?layout=x"):
+            url = reverse("model-download", kwargs={"pk": pk}) + query
+            for client in (api(bob), api(staff), _page_client(bob)):
+                response = client.get(url)
+                assert response.status_code == 404, url
+                assert CANARY.encode() not in _content(response)
+            assert api(None).get(url).status_code == 401
+        assert CANARY.encode() in _content(api(world.owner).get(url.partition("?")[0]))
 
 
 def test_an_administrator_sees_no_private_contents_on_the_site(
@@ -300,6 +354,10 @@ def test_using_a_strangers_object_in_ones_own_work_is_refused(
             "generate-text-to-image",
             {"model": base.pk, "prompt": "x", "loras": [{"model": model, "weight": 1}]},
         ),
+        ("openai-images-generations", {"model": str(model), "prompt": "x"}),
+        ("openai-images-generations", {"model": CANARY, "prompt": "x"}),
+        ("a1111-txt2img", {"override_settings": {"sd_model_checkpoint": CANARY}}),
+        ("a1111-options", {"sd_model_checkpoint": CANARY}),
         *(
             (route, {"model": base.pk, "image": {kind: world.objects[owned][key]}})
             for route in ("generate-image-to-image", "generate-inpaint")

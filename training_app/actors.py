@@ -16,6 +16,7 @@ from typing import Any
 import dramatiq
 from django.conf import settings
 
+from models_app.folders import INDEX_NAME
 from models_app.models import DiffusionModel
 from studio_project import storage
 from studio_project.api import Problem
@@ -29,14 +30,16 @@ from studio_project.supervision import (
     run_queue,
     supervise,
 )
-from training_app import files, workplace
-from training_app.models import TrainingJob
+from training_app import estimates, files, measuring, workplace
+from training_app.models import TrainingJob, TrainingMeasurement
 from training_app.recording import Recorder
 from training_app.registration import register_model
 
 logger = logging.getLogger(__name__)
 
-TRAINER = "training_app.trainer"
+TRAINER = measuring.TRAINER
+# A run of fewer steps says little about what a step costs.
+FEWEST_STEPS = 10
 Status = TrainingJob.Status
 
 
@@ -57,6 +60,25 @@ def train() -> None:
 def ring_doorbell() -> None:
     """Send the doorbell of the training queue."""
     train.send()
+
+
+@dramatiq.actor(queue_name="default")
+def measure() -> None:
+    """Measure what somebody who plans a training wants to know."""
+    measuring.measure_wanted()
+
+
+def ring_measuring() -> None:
+    """Tell a worker that something shall be measured."""
+    measure.send()
+
+
+def look_after_measurements() -> int:
+    """Forget wishes that nobody answers and ring for those that wait; returns how many went."""
+    forgotten = measuring.forget_unanswered()
+    if TrainingMeasurement.objects.filter(measured_at=None, claimed_at=None).exists():
+        ring_measuring()
+    return forgotten
 
 
 def run_training(job: TrainingJob) -> None:
@@ -98,6 +120,8 @@ def _prepare(job: TrainingJob, folder: Path, recorder: Recorder) -> dict[str, An
     base = _usable_base(job)
     workplace.tidy()
     resume_folder = _fetch_checkpoints(job, folder / "resume", recorder)
+    if resume_folder is None and job.manifest.get("extends"):
+        raise RefusedError("checkpoint_gone")
     images = _local_images(job)
     recorder.note("started" if job.epoch == 1 else "restarted", worker=current_worker().name)
     share: DeviceShare = current_device().share(TrainingJob.queue_name)
@@ -106,12 +130,14 @@ def _prepare(job: TrainingJob, folder: Path, recorder: Recorder) -> dict[str, An
         "job_id": str(job.pk),
         "base_folder": str(base.weights_folder()),
         "architecture": base.architecture,
+        "method": job.type,
         "config": manifest["config"],
         "images": images,
         "trigger_word": manifest["trigger_word"],
         "output_folder": str(folder / "output"),
         "cache_folder": str(workplace.cache_folder(job)),
         "resume_folder": str(resume_folder) if resume_folder else None,
+        "extends": manifest.get("extends", 0),
         "device": share.device,
         "threads": share.threads,
         "checkpoint_seconds": settings.STUDIO_CHECKPOINT_SECONDS,
@@ -136,9 +162,11 @@ def _usable_base(job: TrainingJob) -> DiffusionModel:
     if job.epoch == 1 and not usable:
         raise RefusedError("model_unavailable", model=job.base_model_name)
     try:
-        base.weights_folder()
+        folder = base.weights_folder()
     except OSError as error:
         raise RefusedError("model_unavailable", model=job.base_model_name) from error
+    if not (folder / INDEX_NAME).is_file():  # deleted, and swept
+        raise RefusedError("model_unavailable", model=job.base_model_name)
     return base
 
 
@@ -157,20 +185,23 @@ def _local_images(job: TrainingJob) -> list[dict[str, Any]]:
 def _fetch_checkpoints(job: TrainingJob, folder: Path, recorder: Recorder) -> Path | None:
     """Bring the last resume states here, so that the trainer may fall back to the older one.
 
+    Those of a training that this one extends count as well.
+
     Returns:
         The folder that holds them, or None when there is none.
     """
     found = False
-    for checkpoint in job.checkpoints_for_resume():
+    for checkpoint in job.states_to_begin_from():
         job.renew_lease()
         target = folder / f"step-{checkpoint.step:08d}"
-        target.mkdir(parents=True, exist_ok=True)
         try:
             for key in files.checkpoint_keys(checkpoint):
-                shutil.copyfile(storage.local_copy(key), target / key.rpartition("/")[2])
+                path = target / key.removeprefix(f"{checkpoint.prefix}/")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(storage.local_copy(key), path)
         except OSError:
             logger.warning("checkpoint %s cannot be read", checkpoint, exc_info=True)
-            shutil.rmtree(target)
+            shutil.rmtree(target, ignore_errors=True)
             recorder.note("checkpoint_skipped", checkpoint=target.name)
             continue
         found = True
@@ -181,31 +212,53 @@ def _fetch_checkpoints(job: TrainingJob, folder: Path, recorder: Recorder) -> Pa
 def _settle(job: TrainingJob, outcome: Outcome, recorder: Recorder) -> None:
     """Act on how the run ended."""
     if outcome.kind == "done":
+        if job.step < job.total_steps:
+            recorder.note("kept", step=job.step, total=job.total_steps)
         job.write_progress(phase="registering")
-        register_model(job, Path(outcome.message["outputs"]["weights"]))
-        files.drop_checkpoints(job, keep=1)
+        outputs = outcome.message["outputs"]
+        kohya = Path(outputs["kohya"]) if outputs.get("kohya") else None
+        register_model(job, Path(outputs["weights"]), outputs.get("step", job.step), kohya)
+        files.thin_checkpoints(job, keep=1)
+        _note_cost(job, outcome.message.get("metrics") or {})
     elif outcome.kind == "error":
         params = outcome.message.get("params") or {}
         _fail(job, recorder, str(outcome.message.get("code")), **params)
     elif outcome.kind == "stopped":
-        job.settle_stopped(str(outcome.message.get("how")))
-        _note_stop(job, recorder)
+        how = str(outcome.message.get("how"))
+        job.settle_stopped(how)
+        _note_stop(job, recorder, how)
     elif outcome.kind == "crashed":
         recorder.note("crashed", step=job.step)
         if job.status == Status.CANCELED:
             files.drop_checkpoints(job)
 
 
-def _note_stop(job: TrainingJob, recorder: Recorder) -> None:
+def _note_cost(job: TrainingJob, metrics: dict[str, Any]) -> None:
+    """Keep what the training has shown of its cost, for those who plan one like it."""
+    steps = metrics.get("steps", 0) - metrics.get("resumed_at_step", 0)
+    if steps < FEWEST_STEPS or job.base_model is None:
+        return
+    estimates.note(
+        job.base_model,
+        job.manifest["config"],
+        job.type,
+        current_worker(),
+        seconds_per_step=metrics["train_seconds"] / steps,
+        peak_memory_bytes=metrics.get("peak_memory_bytes"),
+    )
+
+
+def _note_stop(job: TrainingJob, recorder: Recorder, how: str) -> None:
     if job.status == Status.CANCELED:
-        recorder.note("canceled", step=job.step)
+        recorder.note("nothing_to_keep" if how == "keep" else "canceled", step=job.step)
         files.drop_checkpoints(job)
     elif job.status == Status.PAUSED:
         recorder.note("paused", step=job.step)
     else:
-        recorder.note("given_back")
+        recorder.note("slice_over" if how == "slice" else "given_back", step=job.step)
 
 
 def _fail(job: TrainingJob, recorder: Recorder, code: str, **params: Any) -> None:
     job.fail(code if code in ERRORS else "internal", **params)
     recorder.note("failed", step=job.step)
+    files.thin_checkpoints(job, keep=1)

@@ -16,24 +16,30 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from models_app.serializers import DiffusionModelSerializer
 from studio_project import storage
 from studio_project.api import Problem, get_visible, idempotent, signed_in
 from studio_project.models import User
-from training_app import services
-from training_app.models import TrainingJob, TrainingSample
+from training_app import metrics, services
+from training_app.checkpoints import extend_training, register_checkpoint
+from training_app.models import TrainingCheckpoint, TrainingJob, TrainingSample
 from training_app.serializers import (
+    CheckpointChoiceSerializer,
+    CheckpointSerializer,
     LogSerializer,
     MetricsSerializer,
     SampleSerializer,
     TrainingCreateSerializer,
     TrainingEditSerializer,
     TrainingEstimateSerializer,
+    TrainingExtendSerializer,
     TrainingPlanSerializer,
     TrainingProgressSerializer,
     TrainingSerializer,
 )
 
 METRICS_AT_ONCE = 5000
+POINT = ("step", "loss", "learning_rate", "gradient_norm")
 PICTURE = {(200, "image/png"): OpenApiTypes.BINARY}
 
 
@@ -184,6 +190,16 @@ class TrainingResume(APIView):
         return represent(request, job, 202)
 
 
+class TrainingStop(APIView):
+    """Off the device for good, with what it has learned."""
+
+    @extend_schema(request=None, responses={202: TrainingSerializer})
+    def post(self, request: Request, pk: UUID) -> Response:
+        """End it at its next step and register the model that it has become."""
+        job = services.stop_training(signed_in(request), find_training(request, pk))
+        return represent(request, job, 202)
+
+
 class TrainingProgress(APIView):
     """How far a training is; small enough to ask for often."""
 
@@ -195,7 +211,7 @@ class TrainingProgress(APIView):
 
 
 class TrainingMetrics(APIView):
-    """Loss and learning rate of every step."""
+    """Loss, learning rate and gradient norm of every step."""
 
     @extend_schema(
         parameters=[OpenApiParameter("after_step", OpenApiTypes.INT)], responses=MetricsSerializer
@@ -204,13 +220,13 @@ class TrainingMetrics(APIView):
         """Show the metrics after a step, at most 5000 at once."""
         job = find_training(request, pk)
         after = _whole_number(request, "after_step")
-        rows = list(
-            job.metrics.filter(step__gt=after)
-            .order_by("step")
-            .values("step", "loss", "learning_rate")[:METRICS_AT_ONCE]
-        )
-        last = rows[-1]["step"] if rows else after
-        body = {"results": rows, "last_step": last, "epoch": job.epoch}
+        points = metrics.read(job, after_step=after, limit=METRICS_AT_ONCE)
+        body = {
+            "results": [dict(zip(POINT, point, strict=True)) for point in points],
+            "held_out": [{"step": step, "loss": loss} for step, loss in job.held_out_losses],
+            "last_step": points[-1][0] if points else after,
+            "epoch": job.epoch,
+        }
         return Response(MetricsSerializer(body).data)
 
 
@@ -261,6 +277,61 @@ class TrainingSampleFile(APIView):
 
 def _plain(request: Request) -> HttpRequest:
     return request._request
+
+
+class TrainingCheckpoints(generics.ListAPIView):
+    """The steps of a training that a model can be made of, newest first."""
+
+    serializer_class = CheckpointSerializer
+    filter_backends = ()
+
+    def get_queryset(self) -> QuerySet[TrainingCheckpoint]:
+        """Those of one training of mine."""
+        if getattr(self, "swagger_fake_view", False):
+            return TrainingCheckpoint.objects.none()
+        job = find_training(self.request, self.kwargs["pk"])
+        return job.checkpoints.select_related("model", "job").defer("job__manifest")
+
+    def get_serializer_context(self) -> dict[str, Any]:
+        """Add the samples by their step."""
+        samples: dict[int, list[TrainingSample]] = {}
+        if not getattr(self, "swagger_fake_view", False):
+            for sample in TrainingSample.objects.filter(job=self.kwargs["pk"]):
+                samples.setdefault(sample.step, []).append(sample)
+        return {**super().get_serializer_context(), "samples": samples}
+
+
+class TrainingCheckpointRegister(APIView):
+    """A checkpoint that becomes a model."""
+
+    @extend_schema(
+        request=CheckpointChoiceSerializer,
+        responses={201: DiffusionModelSerializer, 200: DiffusionModelSerializer},
+    )
+    def post(self, request: Request, pk: UUID, checkpoint_id: int) -> Response:
+        """Make a model of it; if there is one already, answer with that."""
+        job = find_training(request, pk)
+        asked = CheckpointChoiceSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        model, is_new = register_checkpoint(
+            signed_in(request), job, checkpoint_id, asked.validated_data["title"]
+        )
+        body = DiffusionModelSerializer(model, context={"request": request}).data
+        return Response(body, status=201 if is_new else 200)
+
+
+class TrainingExtend(APIView):
+    """A training that is made longer."""
+
+    @extend_schema(request=TrainingExtendSerializer, responses={201: TrainingSerializer})
+    @idempotent
+    def post(self, request: Request, pk: UUID) -> Response:
+        """Queue a new training that goes on from the end of this one."""
+        job = find_training(request, pk)
+        asked = TrainingExtendSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        steps = asked.validated_data["additional_steps"]
+        return represent(request, extend_training(signed_in(request), job, steps), 201)
 
 
 class TrainingLog(APIView):

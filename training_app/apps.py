@@ -16,11 +16,13 @@ class TrainingAppConfig(AppConfig):
         """Register what needs the models to be loaded."""
         from datasets_app.services import register_image_guard
         from models_app.services import register_model_listener
-        from studio_project.jobs import register_file_references, register_job_class
-        from training_app import actors, files, services
+        from studio_project.jobs import register_chore, register_file_references, register_job_class
+        from training_app import actors, files, guards
         from training_app.models import TrainingJob
 
         register_job_class(TrainingJob, actors.ring_doorbell)
         register_file_references("jobs", files.needed_keys)
-        register_image_guard(services.images_in_use)
-        register_model_listener(services.model_changed)
+        register_chore("checkpoints", files.drop_expired)
+        register_chore("measurements", actors.look_after_measurements)
+        register_image_guard(guards.images_in_use)
+        register_model_listener(guards.model_changed)

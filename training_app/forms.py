@@ -1,4 +1,4 @@
-"""The fields of the training form: labels, help and units for the settings of a training.
+"""The fields of the training form: which settings stand where, and for which method.
 
 Names, bounds and choices come from `training_app.trainer.config`, the one place that states them;
 the values shown as defaults are what `resolve_config` answers for the chosen base and dataset.
@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
+from training_app.setting_words import CHOICE_LABELS, WORDS, Words
 from training_app.trainer.config import FIELDS
-
-Words = str | Promise
+from training_app.trainer.presets import METHODS
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ class ParameterField:
         step: Step of the control, `any` for fractions.
         maximum_length: Characters at most.
         choices: Values with their labels.
+        methods: The methods that know it.
+        tune: What must learn for it to matter, or "".
     """
 
     name: str
@@ -45,114 +46,17 @@ class ParameterField:
     step: str = "any"
     maximum_length: int | None = None
     choices: tuple[tuple[str, Words], ...] = ()
+    methods: tuple[str, ...] = METHODS
+    tune: str = ""
 
 
-CHOICE_LABELS: Mapping[str, Words] = {
-    "constant": _("Constant"),
-    "linear": _("Falling in a line"),
-    "cosine": _("Falling in a curve (cosine)"),
-    "auto": _("Automatic"),
-    "no": _("32 bit"),
-    "bf16": _("16 bit (bfloat16)"),
-    "attention": _("Attention only"),
-    "attention+feed_forward": _("Attention and feed-forward"),
-    "all": _("All layers, convolutions included"),
-}
-# Name: label, help, unit.
-_WORDS: Mapping[str, tuple[Words, Words, Words]] = {
-    "max_train_steps": (
-        _("Steps"),
-        _("How long it trains. More steps follow the pictures closer."),
-        "",
-    ),
-    "learning_rate": (
-        _("Learning rate"),
-        _("How far each step goes. Too high becomes noise, too low learns nothing."),
-        "",
-    ),
-    "rank": (_("Rank"), _("How much the LoRA can hold, and how large its file is."), ""),
-    "alpha": (_("Alpha"), _("Strength of the LoRA; it acts with alpha divided by rank."), ""),
-    "train_batch_size": (_("Batch size"), _("Pictures looked at together; costs memory."), ""),
-    "gradient_accumulation_steps": (
-        _("Accumulated batches"),
-        _("Batches put together into one step; a larger batch without more memory."),
-        "",
-    ),
-    "resolution": (
-        _("Resolution"),
-        _("Side of a square with the area that pictures are trained at."),
-        _("pixels"),
-    ),
-    "seed": (
-        _("Seed"),
-        _("The number that all chance in the run follows; the same seed repeats it."),
-        "",
-    ),
-    "lr_scheduler": (
-        _("Course of the learning rate"),
-        _("What happens to the learning rate after the warm-up."),
-        "",
-    ),
-    "lr_warmup_steps": (
-        _("Warm-up"),
-        _("Steps in which the learning rate rises to its peak."),
-        _("steps"),
-    ),
-    "weight_decay": (_("Weight decay"), _("Pulls the weights towards zero."), ""),
-    "max_grad_norm": (
-        _("Gradient clipping"),
-        _("Norm that a step's gradients are cut to; 0 does not cut."),
-        "",
-    ),
-    "mixed_precision": (_("Precision"), _("How the network computes; the LoRA stays exact."), ""),
-    "flip": (
-        _("Mirror pictures"),
-        _("Shows each picture mirrored as well. Not for faces, letters or anything with a side."),
-        "",
-    ),
-    "caption_dropout": (
-        _("Captions left out"),
-        _("Share of captions replaced by nothing, which keeps guidance working."),
-        "",
-    ),
-    "snr_gamma": (
-        _("Min-SNR gamma"),
-        _("Weighs easy and hard noise levels against each other; 0 weighs all alike."),
-        "",
-    ),
-    "targets": (_("Layers"), _("Which layers of the network learn."), ""),
-    "sample_prompts": (
-        _("Sample prompts"),
-        _("One per line. Empty: taken from the captions."),
-        "",
-    ),
-    "control_prompt": (
-        _("Control prompt"),
-        _("A prompt without the trigger word; its sample shows what the base model loses."),
-        "",
-    ),
-    "sample_every_steps": (
-        _("Samples every"),
-        _("Steps between sample pictures; 0 paints them at the end only."),
-        _("steps"),
-    ),
-    "sample_inference_steps": (
-        _("Steps per sample"),
-        _("Denoising steps of a sample picture."),
-        "",
-    ),
-    "sample_guidance_scale": (
-        _("Guidance of samples"),
-        _("How closely a sample follows its prompt."),
-        "",
-    ),
-}
 GROUPS: tuple[tuple[Words, tuple[str, ...]], ...] = (
     (
         _("How long and how strong"),
         (
             "max_train_steps",
             "learning_rate",
+            "tune",
             "rank",
             "alpha",
             "lr_scheduler",
@@ -160,29 +64,81 @@ GROUPS: tuple[tuple[Words, tuple[str, ...]], ...] = (
         ),
     ),
     (
+        _("DreamBooth: your subject and its class"),
+        ("instance_prompt", "class_prompt", "prior_loss_weight", "num_class_images"),
+    ),
+    (
         _("How pictures are shown"),
         (
             "resolution",
             "train_batch_size",
             "gradient_accumulation_steps",
-            "caption_dropout",
+            "crop",
+            "crop_variants",
             "flip",
             "seed",
         ),
     ),
     (
-        _("Samples"),
+        _("How captions are read"),
+        (
+            "caption_prefix",
+            "caption_dropout",
+            "shuffle_captions",
+            "keep_tokens",
+            "caption_variants",
+        ),
+    ),
+    (
+        _("Samples and checkpoints"),
         (
             "sample_prompts",
             "control_prompt",
             "sample_every_steps",
             "sample_inference_steps",
             "sample_guidance_scale",
+            "validation_images",
+            "checkpoint_every_steps",
+            "choose",
         ),
     ),
     (
         _("For experts"),
-        ("targets", "mixed_precision", "weight_decay", "max_grad_norm", "snr_gamma"),
+        (
+            "targets",
+            "dropout",
+            "use_dora",
+            "train_text_encoder",
+            "text_encoder_learning_rate",
+            "optimizer",
+            "loss",
+            "huber_delta",
+            "noise_offset",
+            "snr_gamma",
+            "weight_decay",
+            "max_grad_norm",
+            "use_ema",
+            "ema_decay",
+            "mixed_precision",
+            "gradient_checkpointing",
+        ),
+    ),
+)
+METHOD_CARDS: tuple[tuple[str, Words, Words], ...] = (
+    (
+        "lora",
+        _("LoRA"),
+        _("A small file on top of the model. Quick, light, and right for nearly everything."),
+    ),
+    (
+        "dreambooth",
+        _("DreamBooth"),
+        _("Ties one subject to a word, and can keep all others of its kind as they are."),
+    ),
+    (
+        "full",
+        _("Full fine-tuning"),
+        _("The whole network learns from many pictures. Large, slow, and goes furthest."),
     ),
 )
 PRESETS: tuple[tuple[str, Words, Words], ...] = (
@@ -194,14 +150,31 @@ PRESETS: tuple[tuple[str, Words, Words], ...] = (
     ("style", _("Style"), _("A way of drawing or painting, whatever the picture shows.")),
     ("object", _("Object"), _("A thing: a product, a toy, a building.")),
 )
+# Settings that only some trainings have: by method, or by what learns.
+_METHODS: Mapping[str, tuple[str, ...]] = {
+    "tune": ("dreambooth",),
+    "instance_prompt": ("dreambooth",),
+    "class_prompt": ("dreambooth",),
+    "prior_loss_weight": ("dreambooth",),
+    "num_class_images": ("dreambooth",),
+}
+_TUNES: Mapping[str, str] = dict.fromkeys(
+    ("rank", "alpha", "dropout", "use_dora", "targets"), "adapters"
+)
+
+
+def applies(name: str, method: str, tune: str) -> bool:
+    """Say whether a training by this method, in which this learns, has a setting."""
+    return method in _METHODS.get(name, METHODS) and _TUNES.get(name, tune) == tune
 
 
 def parameter_field(name: str) -> ParameterField:
     """Return one setting with its words and the bounds that the configuration states."""
     field = FIELDS[name]
-    label, help_line, unit = _WORDS[name]
+    label, help_line, unit = WORDS[name]
     about = field.metadata
     words: dict[str, Any] = {"name": name, "label": label, "help": help_line, "unit": unit}
+    words |= {"methods": _METHODS.get(name, METHODS), "tune": _TUNES.get(name, "")}
     if "choices" in about:
         choices = tuple((value, CHOICE_LABELS.get(value, value)) for value in about["choices"])
         return ParameterField(**words, kind="choice", choices=choices)

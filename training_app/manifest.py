@@ -30,9 +30,9 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def without_words(images: Iterable[DatasetImage], trigger_word: str) -> list[DatasetImage]:
-    """Return the pictures that have neither a caption nor a trigger word to train on."""
-    if trigger_word.strip():
+def without_words(images: Iterable[DatasetImage], spare: str) -> list[DatasetImage]:
+    """Return the pictures that have no caption, if there are no words that stand in for it."""
+    if spare.strip():
         return []
     return [image for image in images if not image.caption.strip()]
 
@@ -49,8 +49,9 @@ def freeze(
         config: The resolved configuration.
 
     Returns:
-        Plain JSON; a picture without a caption carries the trigger word as its caption.
+        Plain JSON; a picture without a caption carries the instance prompt, or the trigger word.
     """
+    spare = str(config.get("instance_prompt") or config.get("trigger_word") or "")
     trigger_word = str(config.get("trigger_word") or "")
     return {
         "images": [
@@ -58,7 +59,7 @@ def freeze(
                 "id": image.pk,
                 "key": image.key,
                 "pixel_sha256": image.pixel_sha256,
-                "caption": image.caption.strip() or trigger_word,
+                "caption": image.caption.strip() or spare,
                 "width": image.width,
                 "height": image.height,
             }

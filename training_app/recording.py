@@ -8,7 +8,6 @@ rows are named by step, so the second time changes nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,15 @@ from PIL import Image
 from models_app.thumbnails import make_thumbnail
 from studio_project import events, storage
 from studio_project.child_output import Message
-from training_app import files
+from training_app import files, metrics
 from training_app.models import (
     TrainingCheckpoint,
     TrainingJob,
-    TrainingMetric,
     TrainingNote,
     TrainingSample,
 )
 
-KEPT_CHECKPOINTS = 2
+WHOLE_CHECKPOINTS = 2
 
 
 class Recorder:
@@ -48,6 +46,7 @@ class Recorder:
             "sample": self._sample,
             "checkpoint": self._checkpoint,
             "note": self._note,
+            "validation": self._validation,
         }
 
     def __call__(self, message: Message) -> None:
@@ -76,7 +75,7 @@ class Recorder:
 
     def _step(self, message: Message) -> None:
         step, total = message["step"], message["total_steps"]
-        metrics = [TrainingMetric(job=self.job, **entry) for entry in _entries(message)]
+        points = list(metrics.points_of(message))
         with transaction.atomic():
             self.job.write_progress(
                 step=step,
@@ -90,10 +89,16 @@ class Recorder:
             )
             if self._first is None:
                 # A resumed run goes back to its checkpoint; what came after it is done again.
-                begin = min((metric.step for metric in metrics), default=step)
-                self.job.metrics.filter(step__gte=begin).delete()
+                begin = min((point[0] for point in points), default=step)
+                metrics.forget_from(self.job, begin)
                 self._first = (begin - 1, time.monotonic())
-            TrainingMetric.objects.bulk_create(metrics, ignore_conflicts=True)
+            metrics.write(self.job, points)
+
+    def _validation(self, message: Message) -> None:
+        """Add a held-out loss; those of steps that are done again are replaced."""
+        step = message["step"]
+        earlier = [point for point in self.job.held_out_losses if point[0] < step]
+        self.job.write_progress(held_out_losses=[*earlier, [step, message["loss"]]])
 
     def _eta_seconds(self, step: int, total: int) -> int | None:
         if self._first is None or step <= self._first[0]:
@@ -150,27 +155,19 @@ class Recorder:
             storage.save(f"{prefix}/{entry['name']}", folder / entry["name"])
         with transaction.atomic():
             self.job.write_progress()
+            old = self.job.checkpoints.filter(step=step).first()
             TrainingCheckpoint.objects.update_or_create(
                 job=self.job,
-                epoch=self.job.epoch,
                 step=step,
                 defaults={
+                    "epoch": self.job.epoch,
                     "prefix": prefix,
                     "files": message["files"],
+                    "is_whole": True,
                     "size_bytes": sum(entry["size"] for entry in message["files"]),
+                    "held_out_loss": message.get("held_out_loss"),
                 },
             )
-        files.drop_checkpoints(self.job, keep=KEPT_CHECKPOINTS)
-
-
-def _entries(message: Message) -> Iterator[dict[str, Any]]:
-    """Yield the metrics of every step that a message tells of.
-
-    The worker keeps all messages of a burst under `history`, and each of them lists its own steps.
-    """
-    for part in message.get("history", ()):
-        if isinstance(part, dict):
-            yield from _entries(part)
-        else:
-            step, loss, learning_rate = part
-            yield {"step": step, "loss": loss, "learning_rate": learning_rate}
+        if old is not None and old.prefix != prefix:
+            files.remove(files.checkpoint_keys(old))
+        files.thin_checkpoints(self.job, keep=WHOLE_CHECKPOINTS)

@@ -11,9 +11,10 @@ from django.urls import reverse
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from models_app.models import DiffusionModel
 from studio_project.api import StrictSerializer
 from studio_project.job_serializers import FiniteField, JobProgressSerializer, JobSerializer
-from training_app.models import TrainingJob, TrainingNote, TrainingSample
+from training_app.models import TrainingCheckpoint, TrainingJob, TrainingNote, TrainingSample
 from training_app.texts import note_sentence
 
 LARGEST_ID = 2**63 - 1
@@ -27,12 +28,19 @@ class OutputModelSerializer(serializers.Serializer):
     title = serializers.CharField()
 
 
+def output_model(model: DiffusionModel | None) -> dict[str, Any] | None:
+    """Return how a model is named beside what made it; None when it is gone."""
+    if model is None or model.deleted_at is not None:
+        return None
+    return {"id": model.pk, "name": model.name, "title": model.title}
+
+
 class TrainingPlanSerializer(StrictSerializer):
     """What a training would be made of."""
 
     dataset_id = serializers.IntegerField(min_value=1, max_value=LARGEST_ID)
     base_model_id = serializers.IntegerField(min_value=1, max_value=LARGEST_ID)
-    type = serializers.CharField(default="lora", help_text="lora")
+    type = serializers.CharField(default="lora", help_text="lora, dreambooth or full")
     config = serializers.DictField(
         required=False,
         help_text="Any of the settings under `training` in /api/options/; the rest is resolved.",
@@ -51,8 +59,21 @@ class TrainingEstimateSerializer(serializers.Serializer):
     total_steps = serializers.IntegerField()
     num_images = serializers.IntegerField()
     passes_per_image = serializers.FloatField()
-    seconds = serializers.IntegerField(
-        allow_null=True, help_text="null until something was trained on this base here."
+    effective_learning_rate = serializers.FloatField(
+        help_text="Learning rate times alpha / rank: what recipes compare by."
+    )
+    config = serializers.DictField(help_text="With every value resolved.")
+    seconds = serializers.IntegerField(allow_null=True, help_text="null while it is not known.")
+    seconds_per_step = FiniteField(allow_null=True)
+    peak_memory_bytes = serializers.IntegerField(allow_null=True)
+    fits = serializers.BooleanField(
+        help_text="false if a worker tried and its device had too little memory."
+    )
+    known_from = serializers.CharField(
+        help_text="`measured` here, `history` of an earlier training, or empty."
+    )
+    measuring = serializers.BooleanField(
+        help_text="Whether a worker is going to measure it: ask again in a moment."
     )
 
 
@@ -71,10 +92,7 @@ class TrainingProgressSerializer(JobProgressSerializer):
     @extend_schema_field(OutputModelSerializer(allow_null=True))
     def get_output_model(self, job: TrainingJob) -> dict[str, Any] | None:
         """The model that came out, once there is one."""
-        model = job.output_model
-        if model is None or model.deleted_at is not None:
-            return None
-        return {"id": model.pk, "name": model.name, "title": model.title}
+        return output_model(job.output_model)
 
 
 class TrainingSerializer(TrainingProgressSerializer, JobSerializer):
@@ -90,6 +108,9 @@ class TrainingSerializer(TrainingProgressSerializer, JobSerializer):
     learning_rate = FiniteField(allow_null=True)
     images_per_second = FiniteField(allow_null=True)
     output_path = serializers.SerializerMethodField()
+    resumed_from = serializers.UUIDField(
+        source="resumed_from_id", allow_null=True, help_text="The training that this one extends."
+    )
     config = serializers.DictField(source="resolved_config", help_text="With every value resolved.")
 
     def get_url(self, job: TrainingJob) -> str:
@@ -110,12 +131,21 @@ class MetricSerializer(serializers.Serializer):
     step = serializers.IntegerField()
     loss = FiniteField(allow_null=True)
     learning_rate = FiniteField(allow_null=True)
+    gradient_norm = FiniteField(allow_null=True)
+
+
+class HeldOutLossSerializer(serializers.Serializer):
+    """The loss of the pictures that are not learned from, after a step."""
+
+    step = serializers.IntegerField()
+    loss = FiniteField(allow_null=True)
 
 
 class MetricsSerializer(serializers.Serializer):
     """Metrics in the order of their steps."""
 
     results = MetricSerializer(many=True)
+    held_out = HeldOutLossSerializer(many=True, help_text="All of them, whatever `after_step`.")
     last_step = serializers.IntegerField(
         help_text="Ask again with `after_step` set to this for what came later."
     )
@@ -148,6 +178,56 @@ class SampleSerializer(serializers.ModelSerializer):
 
     def _reverse(self, name: str, sample: TrainingSample) -> str:
         return reverse(name, args=[sample.job_id, sample.pk])
+
+
+class CheckpointSerializer(serializers.ModelSerializer):
+    """A step of a training that a model can be made of."""
+
+    samples = serializers.SerializerMethodField()
+    held_out_loss = FiniteField(allow_null=True)
+    expires_at = serializers.DateTimeField(
+        allow_null=True, help_text="When its files go; null while the training is under way."
+    )
+    can_resume = serializers.BooleanField(
+        source="is_whole", help_text="Whether it holds what it takes to train on from it."
+    )
+    available = serializers.SerializerMethodField()
+    model = serializers.SerializerMethodField()
+
+    class Meta:
+        model = TrainingCheckpoint
+        fields = (
+            "id", "step", "size_bytes", "held_out_loss", "samples", "created_at", "expires_at",
+            "available", "can_resume", "model",
+        )  # fmt: skip
+        read_only_fields = fields
+
+    @extend_schema_field(SampleSerializer(many=True))
+    def get_samples(self, checkpoint: TrainingCheckpoint) -> list[dict[str, Any]]:
+        """The pictures that were painted at this step."""
+        samples = self.context.get("samples", {}).get(checkpoint.step, [])
+        return [dict(SampleSerializer(sample).data) for sample in samples]
+
+    def get_available(self, checkpoint: TrainingCheckpoint) -> bool:
+        """Whether its files are there."""
+        return bool(checkpoint.prefix)
+
+    @extend_schema_field(OutputModelSerializer(allow_null=True))
+    def get_model(self, checkpoint: TrainingCheckpoint) -> dict[str, Any] | None:
+        """The model that was made of it."""
+        return output_model(checkpoint.model)
+
+
+class CheckpointChoiceSerializer(StrictSerializer):
+    """How the model of a checkpoint shall be called."""
+
+    title = serializers.CharField(max_length=200, required=False, allow_blank=True, default="")
+
+
+class TrainingExtendSerializer(StrictSerializer):
+    """How much longer a training shall be."""
+
+    additional_steps = serializers.IntegerField(min_value=1, max_value=100_000)
 
 
 class NoteSerializer(serializers.ModelSerializer):

@@ -6,8 +6,7 @@ Each verb checks, writes and rings; none of them trains. Problems are raised as
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from django.db import transaction
@@ -17,18 +16,22 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from datasets_app.models import Dataset, DatasetImage
+from models_app.architectures import ARCHITECTURES
 from models_app.models import DiffusionModel
 from models_app.services import unavailable
 from studio_project import events, jobs, storage
 from studio_project.api import Problem
 from studio_project.models import User
-from training_app import files
+from training_app import estimates, files
+from training_app.actors import ring_measuring
 from training_app.manifest import freeze, without_words
 from training_app.models import TrainingJob
 from training_app.texts import config_sentence
 from training_app.trainer.config import ConfigError, TrainingConfig, resolve_config
 
-TRAINABLE_ARCHITECTURES = frozenset({"sd1", "sd2"})
+TRAINABLE_ARCHITECTURES = frozenset(
+    family.name for family in ARCHITECTURES.values() if family.trainable
+)
 NAMED_PICTURES = 5
 # Space a small training writes at least: two checkpoints, samples and the weights.
 WORKING_BYTES = 64 * 1024**2
@@ -63,9 +66,9 @@ def create_training(
     base = _find_base(user, base_model_id)
     _check_method(type, base)
     asked = dict(config or {})
-    resolved = _resolve(asked, base, dataset.num_items)
+    resolved = _resolve(asked, type, base, dataset.num_items)
     with transaction.atomic():
-        number = _next_in_family(user, dataset, base)
+        number = next_in_family(user, dataset, base)
         return TrainingJob.objects.create(
             owner=user,
             dataset=dataset,
@@ -81,7 +84,7 @@ def create_training(
         )
 
 
-def _next_in_family(user: User, dataset: Dataset, base: DiffusionModel) -> int:
+def next_in_family(user: User, dataset: Dataset | None, base: DiffusionModel) -> int:
     """Number the trainings of one dataset on one base; each user counts their own."""
     family = TrainingJob.objects.filter(owner=user, dataset=dataset, base_model=base)
     return (family.aggregate(last=Max("family_version"))["last"] or 0) + 1
@@ -113,14 +116,11 @@ def _check_method(type: str, base: DiffusionModel) -> None:
     if type not in TrainingJob.Type.values:
         message = _("Choose one of: %(choices)s.") % {"choices": ", ".join(TrainingJob.Type.values)}
         raise Problem("invalid", message, fields={"type": [message]})
-    if type != TrainingJob.Type.LORA:
-        message = _("This site trains LoRAs; DreamBooth and full training are not available yet.")
-        raise Problem("method_unavailable", message, fields={"type": [message]})
     if base.architecture not in TRAINABLE_ARCHITECTURES:
         _refuse_base(
             "method_unavailable",
-            _("Models of the family %(family)s cannot be trained here yet.")
-            % {"family": base.architecture},
+            _("Models of the family %(family)s only generate; they cannot be trained here.")
+            % {"family": base.get_architecture_display()},
         )
 
 
@@ -128,11 +128,14 @@ def _refuse_base(code: str, message: str, *, status: int = 400) -> NoReturn:
     raise Problem(code, message, status=status, fields={"base_model_id": [message]})
 
 
-def _resolve(asked: Mapping[str, Any], base: DiffusionModel, num_images: int) -> TrainingConfig:
+def _resolve(
+    asked: Mapping[str, Any], type: str, base: DiffusionModel, num_images: int
+) -> TrainingConfig:
     try:
         return resolve_config(
             dict(asked),
             architecture=base.architecture,
+            method=type,
             base_defaults=base.default_settings,
             num_images=num_images,
         )
@@ -149,11 +152,13 @@ def estimate_training(
     type: str = TrainingJob.Type.LORA,
     config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Say how long a training would take, without making it.
+    """Say what a training would come to, without making it.
+
+    If nothing is known of its cost on the devices here, a worker is asked to measure it; asking
+    again tells whether it has.
 
     Returns:
-        `total_steps`, `num_images`, `passes_per_image`, and `seconds`: by the speed of the last
-        training on this base, None while there was none.
+        The members of `TrainingEstimateSerializer`.
 
     Raises:
         Problem: As `create_training`.
@@ -161,15 +166,25 @@ def estimate_training(
     dataset = _find_dataset(user, dataset_id)
     base = _find_base(user, base_model_id)
     _check_method(type, base)
-    resolved = _resolve(dict(config or {}), base, dataset.num_items)
-    done = TrainingJob.objects.filter(base_model=base, images_per_second__gt=0)
-    speed = done.order_by("-created_at").values_list("images_per_second", flat=True).first()
-    images = resolved.max_train_steps * resolved.effective_batch_size
+    resolved = _resolve(dict(config or {}), type, base, dataset.num_items)
+    values = resolved.as_dict()
+    cost = estimates.cost_of(base, values, type)
+    is_coming = cost.is_coming
+    if cost.source != "measured" and estimates.want(user, base, values, type):
+        is_coming = True
+        transaction.on_commit(ring_measuring, robust=True)
     return {
         "total_steps": resolved.max_train_steps,
         "num_images": dataset.num_items,
         "passes_per_image": round(resolved.passes_per_image(dataset.num_items), 1),
-        "seconds": math.ceil(images / speed) if speed else None,
+        "effective_learning_rate": resolved.effective_learning_rate,
+        "config": values,
+        "seconds": cost.seconds(resolved.max_train_steps),
+        "seconds_per_step": cost.seconds_per_step,
+        "peak_memory_bytes": cost.peak_memory_bytes,
+        "fits": cost.fits,
+        "known_from": cost.source,
+        "measuring": is_coming,
     }
 
 
@@ -190,13 +205,15 @@ def start_training(user: User, job: TrainingJob) -> TrainingJob:
     _check_method(job.type, base)
     images = list(DatasetImage.objects.live().filter(dataset=dataset).order_by("pk"))
     if not images:
+        message = _("The dataset “%(name)s” has no pictures.") % {"name": dataset.name}
         raise Problem(
             "dataset_empty",
-            _("The dataset “%(name)s” has no pictures.") % {"name": dataset.name},
+            message,
+            fields={"dataset_id": [message]},
             hint=_("Add some pictures, then start again."),
         )
-    config = _resolve(job.config, base, len(images))
-    _require_words(images, config.trigger_word)
+    config = _resolve(job.config, job.type, base, len(images))
+    _require_words(images, config)
     storage.require_free_space(WORKING_BYTES)
     jobs.require_stored_room(user)
     resolved = config.as_dict()
@@ -229,8 +246,8 @@ def _already_started(job: TrainingJob) -> TrainingJob:
     return job
 
 
-def _require_words(images: list[DatasetImage], trigger_word: str) -> None:
-    silent = without_words(images, trigger_word)
+def _require_words(images: list[DatasetImage], config: TrainingConfig) -> None:
+    silent = without_words(images, config.instance_prompt or config.trigger_word)
     if not silent:
         return
     named = ", ".join(image.original_name for image in silent[:NAMED_PICTURES])
@@ -288,6 +305,45 @@ def resume_training(user: User, job: TrainingJob) -> TrainingJob:
     return job
 
 
+def stop_training(user: User, job: TrainingJob) -> TrainingJob:
+    """End a training early and keep what it has learned: its model is exported and registered.
+
+    One that runs ends at its next step. One that waits or pauses goes to a worker once more, which
+    exports its last checkpoint.
+
+    Raises:
+        Problem: `nothing_to_keep`, `not_running` or `active_jobs_limit`.
+    """
+    for _attempt in range(3):
+        try:
+            _ask_to_keep(user, job)
+            return job
+        except jobs.InvalidTransition:
+            job.refresh_from_db()  # it moved on meanwhile: look again
+    raise Problem("not_running", _("This training is not under way."), status=409)
+
+
+def _ask_to_keep(user: User, job: TrainingJob) -> None:
+    if job.is_final or job.status == Status.PENDING:
+        raise Problem("not_running", _("This training is not under way."), status=409)
+    if job.status == Status.RUNNING:
+        job.request_stop("keep")
+        return
+    if not job.checkpoint_step():
+        raise Problem(
+            "nothing_to_keep",
+            _("This training has learned nothing yet, so there is nothing to keep."),
+            status=409,
+            hint=_("Cancel it instead."),
+        )
+    if job.status == Status.QUEUED:
+        job.request_stop("keep", status=Status.QUEUED)
+        return
+    with transaction.atomic():
+        jobs.enforce_active_cap(user)
+        job.move(Status.QUEUED, from_=[Status.PAUSED], stop_requested="keep")
+
+
 def rename_training(user: User, job: TrainingJob, title: str) -> TrainingJob:
     """Give a training another title."""
     TrainingJob.objects.filter(pk=job.pk).update(title=title.strip(), version=F("version") + 1)
@@ -300,7 +356,8 @@ def delete_training(user: User, job: TrainingJob) -> None:
     """Remove a training with its checkpoints, samples and metrics; its model stays.
 
     Raises:
-        Problem: `job_active` while it waits, runs or pauses.
+        Problem: `job_active` while it waits, runs or pauses; `job_needed` while one that extends it
+            does.
     """
     with transaction.atomic():
         row = TrainingJob.objects.select_for_update().filter(pk=job.pk).first()
@@ -312,6 +369,12 @@ def delete_training(user: User, job: TrainingJob) -> None:
                 _("This training is still on its way."),
                 status=409,
                 hint=_("Cancel it first."),
+            )
+        if row.continuations.live().exists():
+            raise Problem(
+                "job_needed",
+                _("Another training goes on from this one and is still on its way."),
+                status=409,
             )
         keys = files.keys_of(row)
         row.delete()
@@ -326,40 +389,3 @@ def _deletion(job: TrainingJob) -> dict[str, Any]:
         "version": job.version + 1,
         "ts": timezone.now().isoformat(),
     }
-
-
-# --- what other apps ask --------------------------------------------------------------------------
-def images_in_use(image_ids: Collection[int]) -> set[int]:
-    """Return which of these dataset pictures a live training still reads."""
-    wanted, needed = set(image_ids), set()
-    live = TrainingJob.objects.filter(status__in=[Status.QUEUED, Status.RUNNING, Status.PAUSED])
-    for manifest in live.values_list("manifest", flat=True):
-        needed |= wanted & {image["id"] for image in manifest.get("images", ())}
-    return needed
-
-
-def model_changed(model: DiffusionModel, what: str) -> None:
-    """End the queued trainings whose base their owner may no longer use.
-
-    One that has begun goes on: its inputs were frozen, and base models are only deactivated.
-    """
-    waiting = TrainingJob.objects.filter(
-        base_model=model, status=Status.QUEUED, started_at=None
-    ).select_related("owner")
-    fail_unavailable(waiting, model)
-
-
-def fail_unavailable(waiting: Iterable[TrainingJob], model: DiffusionModel) -> None:
-    """Fail each queued job whose owner cannot use the model."""
-    for job in waiting:
-        if DiffusionModel.objects.usable_by(job.owner).filter(pk=model.pk).exists():
-            continue
-        try:
-            job.move(
-                Status.FAILED,
-                from_=[Status.QUEUED],
-                error_code="model_unavailable",
-                error_params={"model": model.name},
-            )
-        except jobs.InvalidTransition:
-            continue  # claimed or canceled meanwhile

@@ -27,6 +27,11 @@ CONFIG_SENTENCES = {
     "required": gettext_lazy("This is needed here."),
     "not_for_method": gettext_lazy("The chosen method has no such setting."),
     "not_trainable": gettext_lazy("Models of this family cannot be trained here yet."),
+    "not_installed": gettext_lazy(
+        "This needs the package %(package)s, which is not installed. Choose another value, or ask "
+        "an administrator to install it."
+    ),
+    "needs_validation": gettext_lazy("This needs at least one held-out picture."),
 }
 WANTED_SENTENCES = {
     "a whole number": gettext_lazy("This has to be a whole number."),
@@ -47,11 +52,42 @@ NOTES = {
     "sample_out_of_memory": gettext_lazy(
         "There was no memory for the sample pictures of step %(step)s."
     ),
+    "rolled_back": gettext_lazy(
+        "The loss was no longer a number, so it went back to step %(step)s and goes on with half "
+        "the learning rate (%(learning_rate)s)."
+    ),
+    "micro_batch_halved": gettext_lazy(
+        "There was too little memory, so it looks at %(train_batch_size)s pictures at a time and "
+        "adds up %(gradient_accumulation_steps)s batches for each step. The result is the same."
+    ),
+    "pictures_cropped": gettext_lazy(
+        "%(count)s pictures do not fit their size; up to %(share)s%% of one is cut off."
+    ),
+    "pictures_enlarged": gettext_lazy(
+        "%(count)s pictures are small and were enlarged, up to %(factor)s times. Larger ones would "
+        "give a sharper model."
+    ),
+    "class_images_made": gettext_lazy(
+        "Pictures of the class: %(count)s painted by the base model, %(reused)s used again from "
+        "earlier trainings."
+    ),
+    "text_too_long": gettext_lazy(
+        "%(count)s captions are longer than the model reads; their ends are not learned."
+    ),
     "crashed": gettext_lazy("The training process ended unexpectedly at step %(step)s."),
     "given_back": gettext_lazy("The worker stopped; the training waits for another one."),
+    "slice_over": gettext_lazy(
+        "Its turn was over at step %(step)s, and somebody else was waiting. It goes on when it is "
+        "its turn again."
+    ),
     "paused": gettext_lazy("Paused at step %(step)s."),
+    "kept": gettext_lazy(
+        "Stopped at step %(step)s of %(total)s; what it had learned by then is kept."
+    ),
+    "nothing_to_keep": gettext_lazy("Stopped before its first step, so there was nothing to keep."),
     "canceled": gettext_lazy("Canceled at step %(step)s."),
     "failed": gettext_lazy("Failed at step %(step)s."),
+    "chosen": gettext_lazy("The checkpoint at step %(step)s became the model “%(model)s”."),
     "registered": gettext_lazy("The model “%(model)s” is ready."),
 }
 
@@ -68,7 +104,10 @@ def config_sentence(error: ConfigError) -> str:
 
 def note_sentence(code: str, params: Mapping[str, Any]) -> str:
     """Return one line of a timeline, in the active language."""
-    return _filled(str(NOTES.get(code, _("Note: %(code)s."))), {"code": code, **params})
+    values = {"code": code, **params}
+    if isinstance(values.get("share"), int | float):
+        values["share"] = round(100 * values["share"])
+    return _filled(str(NOTES.get(code, _("Note: %(code)s."))), values)
 
 
 def _filled(sentence: str, params: Mapping[str, Any]) -> str:

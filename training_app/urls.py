@@ -17,6 +17,7 @@ api_urls = [
     re_path(rf"^training/{JOB}/cancel/?$", api.TrainingCancel.as_view(), name="training-cancel"),
     re_path(rf"^training/{JOB}/pause/?$", api.TrainingPause.as_view(), name="training-pause"),
     re_path(rf"^training/{JOB}/resume/?$", api.TrainingResume.as_view(), name="training-resume"),
+    re_path(rf"^training/{JOB}/stop/?$", api.TrainingStop.as_view(), name="training-stop"),
     re_path(
         rf"^training/{JOB}/progress/?$", api.TrainingProgress.as_view(), name="training-progress"
     ),
@@ -27,6 +28,17 @@ api_urls = [
         rf"{SAMPLE}/thumbnail/?$",
         api.TrainingSampleFile.as_view(thumbnail=True),
         name="training-sample-thumbnail",
+    ),
+    re_path(rf"^training/{JOB}/extend/?$", api.TrainingExtend.as_view(), name="training-extend"),
+    re_path(
+        rf"^training/{JOB}/checkpoints/?$",
+        api.TrainingCheckpoints.as_view(),
+        name="training-checkpoints",
+    ),
+    re_path(
+        rf"^training/{JOB}/checkpoints/(?P<checkpoint_id>\d{{1,18}})/register/?$",
+        api.TrainingCheckpointRegister.as_view(),
+        name="training-checkpoint-register",
     ),
     re_path(rf"^training/{JOB}/log/?$", api.TrainingLog.as_view(), name="training-log"),
 ]

@@ -22,17 +22,18 @@ from studio_project.api import get_visible, signed_in
 from studio_project.models import User
 from studio_project.paging import page_by_key
 from studio_project.waiting import Waiting
-from training_app.forms import PRESETS, expert_groups
-from training_app.models import TrainingJob
+from training_app import estimates
+from training_app.forms import METHOD_CARDS, PRESETS, applies, expert_groups
+from training_app.models import TrainingJob, TrainingSample
 from training_app.services import TRAINABLE_ARCHITECTURES
 from training_app.texts import config_sentence, note_sentence
-from training_app.trainer.config import FIELDS, ConfigError, TrainingConfig, resolve_config
+from training_app.trainer.config import FIELDS, ConfigError, resolve_config
+from training_app.trainer.presets import TUNES
 
 ROWS = 30
 DATASET_CARDS = 8
 DATASETS_LISTED = 500
 FEW_PICTURES = 5
-TIMED_TRAININGS = 5
 STATUS_FILTERS = {
     "running": ("running", "queued", "paused", "pending"),
     "completed": ("completed",),
@@ -98,6 +99,7 @@ def training_new(request: HttpRequest) -> HttpResponse:
         "base": base if base.isdecimal() else _best_base(user),
         "like": like,
         "asked_json": json.dumps(like.config if like else {}),
+        "methods": METHOD_CARDS,
         "presets": PRESETS,
         "groups": expert_groups(),
         "few": FEW_PICTURES,
@@ -144,10 +146,12 @@ def _review(user: User, chosen: QueryDict) -> dict[str, Any]:
     context: dict[str, Any] = {"dataset": dataset, "base": base, "problems": []}
     if dataset is None or base is None:
         return context
+    method = chosen.get("type", TrainingJob.Type.LORA)
     try:
         config = resolve_config(
-            asked_config(chosen),
+            asked_config(chosen, method),
             architecture=base.architecture,
+            method=method,
             base_defaults=base.default_settings,
             num_images=dataset.num_items,
         )
@@ -157,13 +161,15 @@ def _review(user: User, chosen: QueryDict) -> dict[str, Any]:
         context["problems"].append(
             _("Some pictures have no caption. Write captions, or give a trigger word.")
         )
-    seconds = _seconds_per_step(user, base, config)
+    cost = estimates.cost_of(base, config.as_dict(), method)
     return {
         **context,
         "config": config,
+        "method": TrainingJob.Type(method).label,
         "resolved_json": json.dumps(config.as_dict()),
         "passes": config.passes_per_image(dataset.num_items),
-        "seconds": seconds * config.max_train_steps if seconds else None,
+        "cost": cost,
+        "seconds": cost.seconds(config.max_train_steps),
     }
 
 
@@ -171,12 +177,16 @@ def _visible(rows: QuerySet[Any], pk: str) -> Any:
     return rows.filter(pk=int(pk)).first() if pk.isdecimal() and len(pk) < 19 else None
 
 
-def asked_config(values: Mapping[str, str]) -> dict[str, Any]:
-    """Turn the form's texts into settings; empty ones are left to the defaults."""
+def asked_config(values: Mapping[str, str], method: str) -> dict[str, Any]:
+    """Turn the form's texts into settings.
+
+    Empty ones are left to the defaults, and those that the method does not know are left out.
+    """
     asked: dict[str, Any] = {}
+    tune = values.get("tune") or TUNES.get(method, ("adapters",))[0]
     for name, field in FIELDS.items():
         text = values.get(name, "").strip()
-        if not text:
+        if not text or not applies(name, method, tune):
             continue
         if field.type in ("int", "float"):
             asked[name] = _number(text)
@@ -198,29 +208,10 @@ def _number(text: str) -> Any:
     return int(value) if value.is_integer() else value
 
 
-def _seconds_per_step(user: User, base: DiffusionModel, config: TrainingConfig) -> float | None:
-    """Return what a step took in the user's last trainings on this base; None without any."""
-    past = TrainingJob.objects.visible_to(user).filter(
-        base_model=base,
-        status=TrainingJob.Status.COMPLETED,
-        total_steps__gt=0,
-        started_at__isnull=False,
-        resolved_config__train_batch_size=config.train_batch_size,
-        resolved_config__resolution=config.resolution,
-    )
-    rows = past.order_by("-finished_at").values_list("started_at", "finished_at", "total_steps")
-    spans = [
-        (finished - started).total_seconds() / steps
-        for started, finished, steps in rows[:TIMED_TRAININGS]
-        if started and finished
-    ]
-    return sum(spans) / len(spans) if spans else None
-
-
 # --- one ----------------------------------------------------------------------------------------
 @login_required
 def training_detail(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
-    """Show one training; `?part=head` and `?part=timeline` are those alone."""
+    """Show one training; `?part=head`, `timeline` and `checkpoints` are those alone."""
     rows = TrainingJob.objects.select_related("output_model", "dataset", "base_model", "worker")
     job = get_visible(rows.defer("manifest"), signed_in(request), pk)
     waiting = Waiting()
@@ -233,10 +224,42 @@ def training_detail(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
         "model": _product(job, request),
         "notes": notes,
         "parameters": _parameters(job),
+        "checkpoints": _checkpoints(job),
+        "more_steps": max(1, job.total_steps // 2) if _can_be_extended(job) else 0,
     }
-    names = {"head": "_head.html", "timeline": "_timeline.html"}
+    names = {
+        "head": "_head.html",
+        "timeline": "_timeline.html",
+        "checkpoints": "_checkpoints.html",
+    }
     part = request.GET.get("part", "")
     return render(request, f"training_app/{names.get(part, 'training_detail.html')}", context)
+
+
+def _checkpoints(job: TrainingJob) -> list[dict[str, Any]]:
+    """Return the checkpoints, newest first, each with the newest samples painted up to it."""
+    samples: dict[int, list[TrainingSample]] = {}
+    for sample in job.samples.all():
+        samples.setdefault(sample.step, []).append(sample)
+    rows = []
+    for checkpoint in job.checkpoints.select_related("model"):
+        checkpoint.job = job  # what it asks of its training is here
+        painted_at = max((step for step in samples if step <= checkpoint.step), default=None)
+        rows.append(
+            {
+                "checkpoint": checkpoint,
+                "painted_at": painted_at,
+                "samples": samples.get(painted_at or 0, []),
+                "model": checkpoint.model,
+                "is_result": checkpoint.model_id is not None
+                and checkpoint.model_id == job.output_model_id,
+            }
+        )
+    return rows
+
+
+def _can_be_extended(job: TrainingJob) -> bool:
+    return job.status == TrainingJob.Status.COMPLETED and job.checkpoints_for_resume().exists()
 
 
 def _product(job: TrainingJob, request: HttpRequest) -> DiffusionModel | None:
@@ -250,11 +273,14 @@ def _product(job: TrainingJob, request: HttpRequest) -> DiffusionModel | None:
 def _parameters(job: TrainingJob) -> list[tuple[Any, list[tuple[Any, Any]]]]:
     """Return the resolved settings by group, under the words of the form."""
     resolved = job.resolved_config
+    tune = str(resolved.get("tune", ""))
     groups: list[tuple[Any, list[tuple[Any, Any]]]] = []
     for title, fields in expert_groups():
         rows = []
         for field in fields:
             value = resolved.get(field.name)
+            if not applies(field.name, job.type, tune):
+                continue
             if field.kind == "choice":
                 value = dict(field.choices).get(str(value), value)
             elif field.kind == "flag":
@@ -262,5 +288,6 @@ def _parameters(job: TrainingJob) -> list[tuple[Any, list[tuple[Any, Any]]]]:
             elif field.kind == "texts":
                 value = ", ".join(value or []) or _("from the captions")
             rows.append((field, value))
-        groups.append((title, rows))
+        if rows:
+            groups.append((title, rows))
     return groups

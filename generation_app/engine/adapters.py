@@ -2,33 +2,39 @@
 
 An adapter is known by the SHA-256 of its file. Those used last stay attached, switched off, within
 a bound of number and bytes; the longest unused goes first. Asking for the set that is already at
-work costs nothing. What a LoRA does to the picture is left to peft and diffusers, so it equals
-their ``load_lora_weights``; here only guards stand before it: the header is checked before a
-library opens the file, and a file whose weights do not all find their place is refused (diffusers
-would load it silently without them).
+work costs nothing. Files of every layout are read by ``models_app.adapter_loading``, which refuses
+what does not fit as a whole; what an adapter does to the picture is left to peft. Here a guard
+stands before that: the header is checked before a library opens the file, and a LoRA of another
+family is refused by name.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 import traceback
-import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 
 from generation_app.engine.errors import EngineError
+from models_app.adapter_loading import (
+    Adapter,
+    AdapterError,
+    layer_names,
+    put_on,
+    read_adapter,
+    worn_by,
+)
+from models_app.architectures import get_architecture
 from models_app.inspection import InspectionError, inspect_adapter, sha256_of
 
 DEFAULT_MAX_ADAPTERS = 24
 DEFAULT_MAX_BYTES = 1024**3
-_DOWN_WEIGHT = re.compile(r"(lora_A|lora_down|lora\.down|lora_linear_layer\.down)(\.weight)?$")
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,14 @@ class AdapterSet:
     def __init__(
         self,
         pipe: Any,
+        architecture: str,
         *,
         max_adapters: int = DEFAULT_MAX_ADAPTERS,
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
         self._pipe = pipe
+        self._architecture = architecture
+        self._layer_names = layer_names(pipe)
         self._max_adapters = max_adapters
         self._max_bytes = max_bytes
         self._attached: OrderedDict[str, _Attached] = OrderedDict()
@@ -123,56 +132,33 @@ class AdapterSet:
         self._pipe.set_adapters(names, [weight for _, weight in wanted])
 
     def _attach(self, lora: LoraFile) -> _Attached:
-        expected = _check_file(lora)
-        adapter = f"lora_{lora.sha256[:32]}"
+        _check_file(lora, self._architecture)
+        name = f"lora_{lora.sha256[:32]}"
         try:
-            with warnings.catch_warnings():
-                # Several adapters on one network are the point here.
-                warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-                self._pipe.load_lora_weights(
-                    lora.path.parent,
-                    weight_name=lora.path.name,
-                    adapter_name=adapter,
-                    local_files_only=True,
-                    use_safetensors=True,
-                )
-            placed = sum(1 for _ in self._layers(adapter))
+            adapter = read_adapter(lora.path, self._layer_names)
+            put_on(self._pipe, adapter, name)
+        except AdapterError as error:
+            self._remove(name)
+            raise EngineError("model_incompatible", name=lora.name, reason=error.reason) from error
         except torch.OutOfMemoryError:
-            self._remove(adapter)
+            self._remove(name)
             raise
-        except Exception as error:
+        except (OSError, SafetensorError, RuntimeError, ValueError) as error:
             # The libraries raise many kinds here; all of them mean that the file does not fit.
             traceback.print_exc(file=sys.stderr)
-            self._remove(adapter)
+            self._remove(name)
             raise EngineError("model_incompatible", name=lora.name) from error
-        if placed != expected:
-            self._remove(adapter)
-            raise EngineError("model_incompatible", name=lora.name, placed=placed, found=expected)
         self.loads += 1
-        return self._measure(adapter)
+        return _Attached(name, self._bytes_of(name), _reaches_text(adapter))
 
-    def _measure(self, adapter: str) -> _Attached:
-        size = 0
-        in_text_encoder = False
-        for component, layer in self._layers(adapter):
-            in_text_encoder |= component.startswith("text_encoder")
-            for name in layer.adapter_layer_names:
-                part = getattr(layer, name, {})
-                if adapter not in part:
-                    continue
-                held = part[adapter]
-                tensors = [held] if isinstance(held, torch.Tensor) else list(held.parameters())
-                size += sum(tensor.nbytes for tensor in tensors)
-        return _Attached(adapter, size, in_text_encoder)
-
-    def _layers(self, adapter: str) -> Iterator[tuple[str, BaseTunerLayer]]:
-        for component in self._pipe._lora_loadable_modules:
-            network = getattr(self._pipe, component, None)
-            if network is None:
-                continue
-            for module in network.modules():
-                if isinstance(module, BaseTunerLayer) and adapter in _adapter_names(module):
-                    yield component, module
+    def _bytes_of(self, name: str) -> int:
+        return sum(
+            tensor.nbytes
+            for _component, _layer, module in worn_by(self._pipe, name)
+            for kind in module.adapter_layer_names
+            if name in getattr(module, kind, {})
+            for tensor in _tensors(getattr(module, kind)[name])
+        )
 
     def _detach_surplus(self, keep: set[str]) -> None:
         for sha256 in list(self._attached):
@@ -187,14 +173,18 @@ class AdapterSet:
         self._pipe.delete_adapters(adapter)
 
 
-def _adapter_names(layer: BaseTunerLayer) -> set[str]:
-    return {name for kind in layer.adapter_layer_names for name in getattr(layer, kind, {})}
+def _tensors(held: Any) -> list[torch.Tensor]:
+    return [held] if isinstance(held, torch.Tensor) else list(held.parameters())
 
 
-def _check_file(lora: LoraFile) -> int:
-    """Check a file before a library opens it; return how many layers it has weights for."""
+def _reaches_text(adapter: Adapter) -> bool:
+    return any(component.startswith("text_encoder") for component in adapter)
+
+
+def _check_file(lora: LoraFile, architecture: str) -> None:
+    """Check a file before a library opens it."""
     try:
-        header = inspect_adapter(lora.path)
+        report = inspect_adapter(lora.path)
         is_same = sha256_of(lora.path) == lora.sha256
     except OSError as error:
         raise EngineError("model_unavailable", name=lora.name) from error
@@ -203,7 +193,11 @@ def _check_file(lora: LoraFile) -> int:
         raise EngineError(code, name=lora.name, reason=error.code) from error
     if not is_same:
         raise EngineError("model_unavailable", name=lora.name, reason="hash_mismatch")
-    if any("dora_scale" in tensor for tensor in header.tensors):
-        # diffusers drops these and paints something else.
-        raise EngineError("model_incompatible", name=lora.name, reason="dora")
-    return sum(1 for tensor in header.tensors if _DOWN_WEIGHT.search(tensor))
+    if report.architecture not in (None, architecture):
+        raise EngineError(
+            "model_incompatible",
+            name=lora.name,
+            reason="architecture",
+            made_for=get_architecture(report.architecture).title,
+            wanted=get_architecture(architecture).title,
+        )

@@ -113,7 +113,7 @@ class PipelineCache:
             sha256=sha256,
             name=name,
             base_bytes=_pipeline_bytes(pipe),
-            adapters=AdapterSet(pipe),
+            adapters=AdapterSet(pipe, architecture),
         )
         self._warm[sha256, device] = warm
         self._make_room(budget, keep=(sha256, device))

@@ -22,6 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from models_app.starter.export import WEIGHTS_FOLDER, export_pipeline, read_facts, write_card
 from models_app.starter.networks import write_tokenizer
 from models_app.starter.score import reaches_lines, score_folder
+from models_app.starter.thumbnail import write_thumbnail
 from models_app.starter.training import TrainingRun
 from models_app.starter.unet_training import train_unet
 from models_app.starter.vae_training import GATE, measure_psnr, passes_gate, train_vae
@@ -101,10 +102,11 @@ def build_unet(options: argparse.Namespace, vae: AutoencoderKL, facts: dict[str,
 
 
 def measure(options: argparse.Namespace) -> bool:
-    """Score the exported model, write its card, and say whether it is good enough."""
+    """Score the exported model, write its card and picture, and say whether it is good enough."""
     facts = read_facts(options.output)
     facts["scores"] = score_folder(options.output, options.prompts)
     write_card(options.output, facts)
+    write_thumbnail(options.output)
     logger.info("scores: %s", facts["scores"])
     return reaches_lines(facts["scores"])
 

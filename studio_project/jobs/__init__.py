@@ -14,7 +14,7 @@ from studio_project.jobs.base import (
     JobQuerySet,
 )
 from studio_project.jobs.caps import count_active, enforce_active_cap, require_stored_room
-from studio_project.jobs.claiming import claim, claimable, note_device_busy
+from studio_project.jobs.claiming import claim, claimable, note_device_busy, others_first
 from studio_project.jobs.errors import ERRORS, describe_error
 from studio_project.jobs.ordering import queue_order
 from studio_project.jobs.registry import job_classes, job_counts, register_job_class, ring
@@ -40,6 +40,7 @@ __all__ = [
     "job_classes",
     "job_counts",
     "note_device_busy",
+    "others_first",
     "queue_order",
     "register_chore",
     "register_file_references",

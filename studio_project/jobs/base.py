@@ -6,7 +6,6 @@ Which job a worker gets is decided in ``claiming``, what happens to the forgotte
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Collection
 from datetime import timedelta
@@ -22,6 +21,7 @@ from django.utils.translation import gettext_lazy
 
 from studio_project import events
 from studio_project.jobs.errors import ErrorText, describe_error
+from studio_project.jobs.numbers import all_finite, finite
 from studio_project.jobs.ordering import queue_order
 from studio_project.jobs.registry import announce_queue, ring
 from studio_project.jobs.workers import waiting_reason
@@ -151,6 +151,11 @@ class Job(models.Model):
         """A few scalars that this kind of job adds to its event."""
         return {}
 
+    @classmethod
+    def slice_seconds(cls) -> float:
+        """How long a run may last while others wait; 0 for any time."""
+        return 0.0
+
     def checkpoint_step(self) -> int:
         """The step from which the job would go on after a crash; 0 starts it anew."""
         return 0
@@ -187,11 +192,11 @@ class Job(models.Model):
             "status": str(self.status),
             "phase": self.phase,
             "waiting_reason": str(self.waiting_reason),
-            "progress": _finite(self.progress) or 0.0,
+            "progress": finite(self.progress) or 0.0,
             "step": self.step,
             "total_steps": self.total_steps,
             "eta_seconds": self.eta_seconds,
-            **{name: _finite(value) for name, value in self.event_fields().items()},
+            **{name: finite(value) for name, value in self.event_fields().items()},
         }
 
     def announce(self) -> None:
@@ -227,7 +232,7 @@ class Job(models.Model):
         rows = type(self).objects.filter(only or models.Q(), pk=self.pk, status__in=sources)
         if epoch is not None:
             rows = rows.filter(epoch=epoch)
-        written = {**self._written_on(to, sources), **_all_finite(fields)}
+        written = {**self._written_on(to, sources), **all_finite(fields)}
         if not rows.update(status=to, version=F("version") + 1, **written):
             raise InvalidTransition(f"{self.label} cannot become {to}")
         self.refresh_from_db()
@@ -263,7 +268,7 @@ class Job(models.Model):
         Raises:
             JobLost: Another claim owns the job, or it is not running any more.
         """
-        fields = _all_finite(fields)
+        fields = all_finite(fields)
         mine = type(self).objects.running().filter(pk=self.pk, epoch=self.epoch)
         if not mine.update(version=F("version") + 1, **fields):
             raise JobLost(self.label)
@@ -305,15 +310,19 @@ class Job(models.Model):
                 if asked or self.is_final:
                     return
 
-    def request_stop(self, how: str) -> None:
-        """Asks the worker of a running job to pause it, or to stop and keep what there is.
+    def request_stop(self, how: str, *, status: str = Status.RUNNING) -> None:
+        """Asks the worker of a job to pause it, or to stop and keep what there is.
+
+        Args:
+            how: ``pause`` or ``keep``.
+            status: Where the job must stand: with a worker, or queued for the next one.
 
         Raises:
-            InvalidTransition: The job is not running.
+            InvalidTransition: The job stands elsewhere.
         """
-        rows = type(self).objects.running().filter(pk=self.pk)
+        rows = type(self).objects.filter(pk=self.pk, status=status)
         if not rows.update(stop_requested=how, version=F("version") + 1):
-            raise InvalidTransition(f"{self.label} is not running")
+            raise InvalidTransition(f"{self.label} is not {status}")
         self.refresh_from_db()
         self.announce()
 
@@ -321,14 +330,22 @@ class Job(models.Model):
     def settle_stopped(self, how: str) -> None:
         """Records that the child stopped as it was asked to: canceled, paused or given back.
 
+        After ``slice`` the turn counts as over, so that others come first; after ``yield`` the
+        worker went and the job keeps it. A child that stops on ``keep`` had nothing to keep.
+
         Raises:
             InvalidTransition: The claim is lost.
         """
         running = [self.Status.RUNNING]
-        if how == "cancel" or type(self).objects.filter(pk=self.pk, cancel_requested=True).exists():
+        if (
+            how in ("cancel", "keep")
+            or type(self).objects.filter(pk=self.pk, cancel_requested=True).exists()
+        ):
             self.move(self.Status.CANCELED, from_=running, epoch=self.epoch)
         elif how == "pause":
             self.move(self.Status.PAUSED, from_=running, epoch=self.epoch)
+        elif how == "slice":
+            self.move(self.Status.QUEUED, from_=running, epoch=self.epoch, turn_at=Now())
         else:
             self.move(self.Status.QUEUED, from_=running, epoch=self.epoch)
 
@@ -343,7 +360,7 @@ class Job(models.Model):
             from_=[self.Status.RUNNING],
             epoch=self.epoch,
             error_code=code,
-            error_params=_all_finite(params),
+            error_params=all_finite(params),
         )
 
     def settle_crashed(self, *, only: models.Q | None = None, **fields: Any) -> None:
@@ -381,12 +398,3 @@ class Job(models.Model):
 def lease_end() -> Any:
     """When a lease that is given or renewed now ends, by the database's clock."""
     return Now() + timedelta(seconds=settings.STUDIO_LEASE_SECONDS)
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _all_finite(fields: dict[str, Any]) -> dict[str, Any]:
-    """Drops numbers that JSON and PostgreSQL's users cannot read."""
-    return {name: value for name, value in fields.items() if _finite(value) is value}

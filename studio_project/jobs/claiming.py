@@ -112,6 +112,21 @@ def _take(job_class: type[Job], waiting: JobQuerySet, worker: Worker) -> UUID | 
     return None
 
 
+def others_first(job: Job, worker: Worker, free_bytes: int | None = None) -> bool:
+    """Whether another user's job would be claimed before this one if its turn were over.
+
+    Args:
+        job: One that the worker is running.
+        worker: Who would claim the other.
+        free_bytes: See ``claimable``.
+    """
+    job_class = type(job)
+    waiting = claimable(job_class, worker, free_bytes).exclude(owner=job.owner_id)
+    # This job's start would be the latest of all, so among users with as many others run first.
+    mine = job_class.objects.running().filter(owner=job.owner_id).exclude(pk=job.pk).count()
+    return any(turn.running <= mine for turn in turns(job_class, waiting))
+
+
 def note_device_busy(job_class: type[JobT], worker: Worker, free_bytes: int) -> None:
     """Writes on the jobs that wait for room on this worker's device why they do."""
     waiting = claimable(job_class, worker).filter(required_bytes__gt=free_bytes)

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from django.db.models import Count, Max, Min, Q
 from django.db.models.functions import Coalesce
+from django.utils import timezone
 
 if TYPE_CHECKING:
     from studio_project.jobs.base import Job, JobQuerySet
@@ -31,9 +32,17 @@ class Turn:
     owner_id: int
 
 
-def turns(job_class: type[Job], waiting: JobQuerySet) -> list[Turn]:
-    """The users with waiting jobs, in the order in which they are served."""
+def turns(job_class: type[Job], waiting: JobQuerySet, joining: int | None = None) -> list[Turn]:
+    """The users with waiting jobs, in the order in which they are served.
+
+    Args:
+        job_class: The kind of job.
+        waiting: The jobs that wait.
+        joining: A user who would have one more, now.
+    """
     oldest = dict(waiting.order_by().values_list("owner_id").annotate(oldest=Min(AGE)))
+    if joining is not None:
+        oldest.setdefault(joining, timezone.now())
     history = {
         owner_id: (running, last_start)
         for owner_id, running, last_start in job_class.objects.filter(owner_id__in=oldest)
@@ -41,10 +50,11 @@ def turns(job_class: type[Job], waiting: JobQuerySet) -> list[Turn]:
         .values_list("owner_id")
         .annotate(running=Count("pk", filter=Q(status="running")), last_start=Max("turn_at"))
     }
-    return sorted(
-        Turn(history[owner_id][0], _seconds(history[owner_id][1]), _seconds(age), owner_id)
-        for owner_id, age in oldest.items()
-    )
+    found = []
+    for owner_id, age in oldest.items():
+        running, last_start = history.get(owner_id, (0, None))
+        found.append(Turn(running, _seconds(last_start), _seconds(age), owner_id))
+    return sorted(found)
 
 
 def _seconds(moment: datetime | None) -> float:
@@ -52,14 +62,21 @@ def _seconds(moment: datetime | None) -> float:
     return moment.timestamp() if moment else 0.0
 
 
-def queue_order(job_class: type[Job]) -> list[UUID]:
-    """The ids of the queued jobs in the order in which they would start if none ended meanwhile."""
+def queue_order(job_class: type[Job], joining: int | None = None) -> list[UUID | None]:
+    """The ids of the queued jobs in the order in which they would start if none ended meanwhile.
+
+    Args:
+        job_class: The kind of job.
+        joining: A user who would have one more, now; None stands in its place.
+    """
     waiting = job_class.objects.queued()
-    remaining = turns(job_class, waiting)
-    mine: defaultdict[int, deque[UUID]] = defaultdict(deque)
+    remaining = turns(job_class, waiting, joining)
+    mine: defaultdict[int, deque[UUID | None]] = defaultdict(deque)
     for job_id, owner_id in waiting.order_by("-priority", AGE, "id").values_list("pk", "owner_id"):
         mine[owner_id].append(job_id)
-    order: list[UUID] = []
+    if joining is not None:
+        mine[joining].append(None)
+    order: list[UUID | None] = []
     now = max((turn.last_start for turn in remaining), default=0.0)
     while remaining:
         turn = min(remaining)

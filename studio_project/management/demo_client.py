@@ -134,4 +134,6 @@ class DemoClient:
                 content: bytes = answer.read()
                 return content
         except urllib.error.HTTPError as error:
-            raise Refused(f"{method} {path}: {error.code} {error.read().decode()[:500]}") from error
+            raise Refused(
+                f"{method} {path}: {error.code} {error.read().decode()[:2000]}"
+            ) from error

@@ -42,6 +42,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="session")
+def web_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A site without workers: what its web process takes, refuses and costs."""
+    running = Site(tmp_path_factory.mktemp("web"), STUDIO_DEVICES="none")
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
     """The machine's own Chromium; a missing one is a failure, never a skip."""
     path = next(

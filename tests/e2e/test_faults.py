@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ import redis
 from studio_project.management.demo_client import DemoClient
 from tests.e2e import work
 from tests.e2e.site import Site, poll
+
+ANSWER_SECONDS = 5
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +109,55 @@ def test_what_changes_meanwhile_changes_nothing(
     assert state["status"] == "completed", state
     got = work.weights(client, state["output_model"]["id"])
     assert all(np.array_equal(got[name], unbroken[name]) for name in got)
+
+
+def _ask_for_everything(client: DemoClient, dataset: int) -> tuple[str, str]:
+    """Start a training and ask for a picture, each call within five seconds."""
+    wish = {
+        "dataset_id": dataset,
+        "base_model_id": work.starter(client),
+        "type": "lora",
+        "config": {**work.QUICK, "max_train_steps": 4},
+    }
+
+    def quickly(path: str, body: Any = None) -> Any:
+        began = time.monotonic()
+        answer = client.call("POST", path, body)
+        assert time.monotonic() - began < ANSWER_SECONDS, path
+        return answer["id"]
+
+    training = quickly("/api/training/", wish)
+    quickly(f"/api/training/{training}/start")
+    picture = {"model": wish["base_model_id"], "prompt": "a red circle on a blue background"}
+    return training, quickly("/api/generate/text-to-image", picture)
+
+
+def _both_complete(client: DemoClient, training: str, picture: str) -> None:
+    for path in (f"/api/generate/{picture}", f"/api/training/{training}/progress"):
+        state = work.finished(client, path)
+        assert state["status"] == "completed", state
+    models = client.call("GET", "/api/models/?owner=me&limit=200")["results"]
+    assert sum(model["name"].endswith(training[:8]) for model in models) == 1
+
+
+def test_a_frozen_redis_delays_answers_and_loses_no_job(
+    own_site: Site, client: DemoClient, dataset: int
+) -> None:
+    (server,) = own_site.processes("valkey-server")
+    server.suspend()
+    try:
+        asked = _ask_for_everything(client, dataset)
+    finally:
+        server.resume()
+    _both_complete(client, *asked)
+
+
+def test_a_redis_that_is_gone_is_started_again_and_loses_no_job(
+    own_site: Site, client: DemoClient, dataset: int
+) -> None:
+    (server,) = own_site.processes("valkey-server")
+    server.kill()
+    asked = _ask_for_everything(client, dataset)
+    poll(lambda: own_site.answers("/readyz"), seconds=60, what="Redis again")
+    _both_complete(client, *asked)
+    assert [other.pid for other in own_site.processes("valkey-server")] != [server.pid]

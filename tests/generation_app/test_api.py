@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.utils import timezone
 from rest_framework.test import APIClient
 
 from generation_app.models import GenerationJob
@@ -88,9 +90,19 @@ def test_an_estimate_makes_nothing(api: Api, alice: User, base: DiffusionModel) 
     client, path = api(alice), "/api/generate/estimate"
     body = {"model": "Base", "num_images": 2, "num_inference_steps": 8}
     assert client.post(path, body).json() == {
-        "total_steps": 16, "num_images": 2, "seconds": None,
+        "total_steps": 16, "num_images": 2, "seconds": None, "load_seconds": None, "basis": None,
+        "position": 1, "eta_seconds": None,
     }  # fmt: skip
-    make_generation(alice, base, status="completed", metrics={"seconds": 3.0, "load_seconds": 1.0})
+    metrics = {"seconds": 3.0, "load_seconds": 1.0, "denoise_seconds": 2.0}
+    now = timezone.now()
+    make_generation(
+        alice,
+        base,
+        status="completed",
+        metrics=metrics,
+        started_at=now - timedelta(seconds=2),
+        finished_at=now,
+    )
     assert client.post(path, body).json()["seconds"] == 8.0
     assert client.post(path, {"model": "Nothing"}).status_code == 404
     assert GenerationJob.objects.count() == 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -182,10 +184,117 @@ def test_configurations_are_strict_too() -> None:
         parse_json(b'{"a": NaN}', "config.json")
 
 
+def lora_file(path: Path, tensors: dict[str, tuple[int, ...]], **words: str) -> Path:
+    """Write tensors of zeros under a header with words."""
+    header: dict[str, Any] = {"__metadata__": {k.replace("__", "."): v for k, v in words.items()}}
+    position = 0
+    for name, shape in tensors.items():
+        size = 4 * math.prod(shape)
+        header[name] = entry(position, position + size, list(shape), "F32")
+        position += size
+    return write_raw(path, json.dumps(header).encode(), b"\0" * position)
+
+
 def test_an_adapter_must_hold_lora_weights(tmp_path: Path) -> None:
-    assert inspect_adapter(write_safetensors(tmp_path / "a", {"unet.x.lora_A.weight": (2,)}))
-    with pytest.raises(InspectionError, match="no LoRA"):
-        inspect_adapter(write_safetensors(tmp_path / "b", {"unet.x.weight": (2,)}))
+    report = inspect_adapter(lora_file(tmp_path / "a", {"unet.x.lora_A.weight": (2, 8)}))
+    assert (report.layout, report.rank, report.num_layers) == ("diffusers", 2, 1)
+    assert (report.architecture, report.alpha, report.trigger_words) == (None, None, ())
+    for name, shapes, sentence in (
+        ("b", {"unet.x.weight": (2,)}, "no LoRA"),
+        ("c", {"unet.x.lora_A.weight": (0, 8)}, "rank 0"),
+        ("d", {"unet.x.lora_A.weight": ()}, "rank 0"),
+        ("e", {"lora_unet_x.lora_down.weight": (2, 8), "lora_unet_x.hada_w1_a": (1,)}, "no part"),
+        ("f", {"lora_unet_x.hada_w1_a": (2, 8)}, "no LoRA"),
+    ):
+        with pytest.raises(InspectionError, match=sentence):
+            inspect_adapter(lora_file(tmp_path / name, shapes))
+
+
+ATTENTION = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.lora.down.weight"
+
+
+@pytest.mark.parametrize(
+    "tensors, words, architecture",
+    [
+        ({ATTENTION: (4, 768)}, {}, "sd1"),
+        ({ATTENTION: (4, 1024)}, {}, "sd2"),
+        ({ATTENTION: (4, 2048)}, {}, "sdxl"),
+        ({ATTENTION: (4, 32)}, {}, None),
+        (
+            {
+                "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_v.lora_down.weight": (
+                    4,
+                    2048,
+                )
+            },
+            {},
+            "sdxl",
+        ),
+        ({"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": (4, 8)}, {}, "sdxl"),
+        ({ATTENTION: (4, 32)}, {"ss_base_model_version": "sd_v2_v"}, "sd2"),
+        ({ATTENTION: (4, 32)}, {"ss_base_model_version": "sdxl_base_v0-9"}, "sdxl"),
+        ({ATTENTION: (4, 32)}, {"modelspec__architecture": "stable-diffusion-v1/lora"}, "sd1"),
+        (
+            {ATTENTION: (4, 32)},
+            {"modelspec__architecture": "stable-diffusion-xl-v1-base/lora"},
+            "sdxl",
+        ),
+        ({ATTENTION: (4, 32)}, {"modelspec__architecture": "flux-1-dev/lora"}, None),
+    ],
+)
+def test_the_family_of_an_adapter_is_told_by_words_or_shapes(
+    tmp_path: Path,
+    tensors: dict[str, tuple[int, ...]],
+    words: dict[str, str],
+    architecture: str | None,
+) -> None:
+    assert inspect_adapter(lora_file(tmp_path / "a", tensors, **words)).architecture == architecture
+
+
+@pytest.mark.parametrize(
+    "dtype, raw, alpha",
+    [
+        ("F32", struct.pack("<f", 7.5), 7.5),
+        ("F16", struct.pack("<e", 7.5), 7.5),
+        ("BF16", struct.pack("<f", 7.5)[2:], 7.5),
+        ("F32", struct.pack("<f", math.nan), None),
+        ("I64", struct.pack("<q", 7), None),
+    ],
+)
+def test_the_alpha_of_an_adapter_is_read_from_its_tensor(
+    tmp_path: Path, dtype: str, raw: bytes, alpha: float | None
+) -> None:
+    header = {
+        "lora_unet_x.lora_down.weight": entry(0, 32, [4, 2], "F32"),
+        "lora_unet_x.alpha": entry(32, 32 + len(raw), [], dtype),
+    }
+    path = write_raw(tmp_path / "a", json.dumps(header).encode(), b"\0" * 32 + raw)
+    report = inspect_adapter(path)
+    assert (report.layout, report.rank, report.alpha) == ("kohya", 4, alpha)
+
+
+@pytest.mark.parametrize(
+    "told, alpha",
+    [
+        ('{"unet.lora_alpha": 9}', 9.0),
+        ('{"unet.lora_alpha": "9"}', None),
+        ("[]", None),
+        ("not json", None),
+        ("", None),
+    ],
+)
+def test_the_alpha_of_an_adapter_is_read_from_its_settings(
+    tmp_path: Path, told: str, alpha: float | None
+) -> None:
+    path = lora_file(tmp_path / "a", {ATTENTION: (4, 8)}, lora_adapter_metadata=told)
+    assert inspect_adapter(path).alpha == alpha
+
+
+def test_trigger_words_are_bounded(tmp_path: Path) -> None:
+    words = {"modelspec__trigger_phrase": "zuri,  fox  coat , ," + "x" * 500 + ",y" * 100}
+    found = inspect_adapter(lora_file(tmp_path / "a", {ATTENTION: (4, 8)}, **words)).trigger_words
+    assert found[:2] == ("zuri", "fox coat")
+    assert (len(found), len(found[2])) == (20, 100)
 
 
 def test_hashes_a_file_and_tells_how_far(tmp_path: Path) -> None:

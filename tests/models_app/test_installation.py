@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 from django.utils import translation
+from PIL import Image
 
 from models_app import installation
 from models_app.hub import HubError
@@ -172,6 +173,13 @@ def test_the_real_starter_is_installed() -> None:
     assert model.architecture == "sd1"
     assert model.size_bytes <= 20_000_000
     assert (model.weights_folder() / "model_index.json").is_file()
+    with storage.open_key(model.thumbnail_key) as picture:
+        assert Image.open(picture).format == "WEBP"
+
+
+def test_a_starter_without_a_picture_is_installed_all_the_same(starter: Path) -> None:
+    run("seed_models", starter=starter)
+    assert DiffusionModel.objects.get(name=STARTER.name).thumbnail_key == ""
 
 
 def test_the_generator_accepts_the_seeds_defaults() -> None:

@@ -175,6 +175,14 @@ def test_a_stopped_child_leaves_its_job_as_it_was_asked(
     assert job.crash_count == 0
 
 
+def test_a_child_that_was_to_keep_something_and_stops_had_nothing(
+    alice: User, make_job: MakeJob, make_worker: MakeWorker
+) -> None:
+    job = claimed(make_job, alice, make_worker())
+    job.settle_stopped("keep")
+    assert job.status == Status.CANCELED
+
+
 def test_three_crashes_without_progress_end_a_job(
     alice: User, make_job: MakeJob, make_worker: MakeWorker
 ) -> None:

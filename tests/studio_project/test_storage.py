@@ -173,3 +173,13 @@ def test_local_copies_stay_under_their_ceiling(
     storage._trim_copies(keep=folder / "2")
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 250
     assert (folder / "2").exists()
+
+
+def test_a_copy_outlives_its_source(backend: str) -> None:
+    storage.save("jobs/9/weights.safetensors", b"0123456789")
+    storage.copy("jobs/9/weights.safetensors", "models/9/copy.safetensors")
+    storage.delete("jobs/9/weights.safetensors")
+    with storage.open_key("models/9/copy.safetensors") as handle:
+        assert handle.read() == b"0123456789"
+    with pytest.raises(FileNotFoundError):
+        storage.copy("jobs/9/weights.safetensors", "models/9/other.safetensors")

@@ -155,6 +155,73 @@ def test_a_worker_that_ends_gives_its_job_back(
     assert (job.status, job.crash_count) == (Job.Status.QUEUED, 0)
 
 
+def test_a_turn_ends_when_somebody_else_waits_and_comes_again(
+    alice: User,
+    bob: User,
+    make_job: MakeJob,
+    serving: Worker,
+    child: Child,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(GenerationJob, "slice_seconds", classmethod(lambda cls: 0.2))
+    long = make_job(alice, total_steps=100)
+    job = jobs.claim(GenerationJob, serving)
+    short = make_job(bob, total_steps=1)
+    script = request(("send", {"type": "step", "step": 1, "total_steps": 100}), ("wait", 0))
+    outcome = supervise(job, child, script, on_message=ignore)
+    assert (outcome.kind, outcome.message["how"]) == ("stopped", "slice")
+    job.settle_stopped("slice")
+    long.refresh_from_db()
+    assert (long.status, long.crash_count, long.epoch) == (Job.Status.QUEUED, 0, 1)
+    assert long.queued_at == job.queued_at  # its age is its own
+    assert jobs.queue_order(GenerationJob) == [short.pk, long.pk]
+    claimed = jobs.claim(GenerationJob, serving)
+    assert claimed == short
+    claimed.move(Job.Status.COMPLETED, from_=["running"], epoch=claimed.epoch)
+    assert jobs.claim(GenerationJob, serving) == long
+
+
+@pytest.mark.parametrize(
+    "waiting", ["nobody", "mine", "too_large", "whose_other_runs", "untouched"]
+)
+def test_a_turn_goes_on_when_nobody_else_would_come_first(
+    waiting: str,
+    alice: User,
+    bob: User,
+    make_job: MakeJob,
+    serving: Worker,
+    child: Child,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(GenerationJob, "slice_seconds", classmethod(lambda cls: 0.1))
+    make_job(alice, total_steps=100)
+    job = jobs.claim(GenerationJob, serving)
+    if waiting == "mine":
+        make_job(alice)
+    elif waiting == "too_large":
+        make_job(bob, required_bytes=10**15)
+    elif waiting == "whose_other_runs":
+        make_job(bob, status="running")
+        make_job(bob)
+    elif waiting == "untouched":  # by its own training: not one step is done yet
+        make_job(bob)
+    step = {"type": "step", "step": 1, "total_steps": 100}
+    script = [] if waiting == "untouched" else [("send", step)]
+    looked: list[Any] = []
+    original = supervision.Slice.look
+
+    def look(self: Any, *args: Any) -> None:
+        original(self, *args)
+        looked.append(self.is_over)
+        if len(looked) == 5:
+            GenerationJob.objects.get(pk=job.pk).request_stop("pause")
+
+    monkeypatch.setattr(supervision.Slice, "look", look)
+    outcome = supervise(job, child, request(*script, ("wait", 0)), on_message=ignore)
+    assert outcome.message["how"] == "pause"
+    assert not any(looked)
+
+
 def test_a_child_that_does_not_obey_is_killed(
     alice: User, make_job: MakeJob, serving: Worker, child: Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:

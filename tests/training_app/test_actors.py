@@ -9,19 +9,30 @@ from typing import Any
 
 import pytest
 
+from datasets_app import services as dataset_services
 from datasets_app.models import DatasetImage
 from generation_app import actors as generation_actors
 from generation_app import services as generation_services
 from generation_app.models import GenerationJob
 from models_app import services as model_services
+from models_app.inspection import inspect_adapter
+from models_app.layouts import kohya_key
 from models_app.models import DiffusionModel
 from studio_project import storage, supervision
 from studio_project.child_process import Child
 from studio_project.jobs import InvalidTransition, JobLost
 from studio_project.models import User, Worker
-from tests.factories import content_of, make_base, make_dataset, make_lora, make_training, picture
+from tests.factories import (
+    content_of,
+    lora_bytes,
+    make_base,
+    make_dataset,
+    make_lora,
+    make_training,
+    picture,
+)
 from tests.worker_fixtures import Once
-from training_app import actors, registration, services
+from training_app import actors, files, metrics, registration, services
 from training_app.models import TrainingCheckpoint, TrainingJob
 from training_app.recording import Recorder
 
@@ -52,6 +63,14 @@ def queue(user: User, base: DiffusionModel, config: dict[str, Any] | None = None
     return services.start_training(user, job)
 
 
+def all_metrics(job: TrainingJob) -> list[list[Any]]:
+    return metrics.read(job, after_step=0, limit=10**6)
+
+
+def steps_of(job: TrainingJob) -> list[int]:
+    return [point[0] for point in all_metrics(job)]
+
+
 def again(job: TrainingJob) -> TrainingJob:
     """Read the job as a request of its owner would."""
     return TrainingJob.objects.get(pk=job.pk)
@@ -78,8 +97,8 @@ def test_from_a_dataset_to_a_picture_of_the_trained_model(
     job.refresh_from_db()
     assert job.status == Status.COMPLETED, job.log_tail
     assert (job.step, job.total_steps, job.progress) == (20, 20, 1.0)
-    assert list(job.metrics.values_list("step", flat=True)) == list(range(1, 21))
-    assert all(metric.loss is not None for metric in job.metrics.all())
+    assert steps_of(job) == list(range(1, 21))
+    assert all(loss is not None for _step, loss, *_rest in all_metrics(job))
     assert {sample.step for sample in job.samples.all()} >= {10, 20}
 
     model = job.output_model
@@ -91,9 +110,15 @@ def test_from_a_dataset_to_a_picture_of_the_trained_model(
     content = content_of(model.path)
     assert hashlib.sha256(content).hexdigest() == model.sha256
     assert TrainingCheckpoint.objects.filter(job=job, model=model).count() == 1
-    assert job.checkpoints_for_resume().count() <= 1
+    # Every tenth can be chosen; the last one is the result, and whole, to be extended.
+    assert [row.step for row in job.checkpoints.all()] == list(range(20, 0, -2))
+    assert [row.step for row in job.checkpoints_for_resume()] == [20]
+    assert {entry["name"] for entry in job.checkpoints.get(step=2).files} == {files.ADAPTER}
+    kohya = storage.local_copy(kohya_key(model.path))
+    assert inspect_adapter(kohya).layout == "kohya"
+    assert [entry["layout"] for entry in model.files] == ["diffusers", "kohya"]
     alice.refresh_from_db()
-    assert alice.stored_bytes == len(content)
+    assert alice.stored_bytes == model.size_bytes == len(content) + kohya.stat().st_size
 
     request = generation_services.submit_generation(
         alice,
@@ -122,7 +147,7 @@ def test_a_killed_trainer_is_resumed_and_registers_once(
     assert len(children) == 2
     assert (job.epoch, job.crash_count) == (2, 1)
     assert DiffusionModel.objects.filter(owner=alice).count() == 1
-    assert list(job.metrics.values_list("step", flat=True)) == list(range(1, 61))
+    assert steps_of(job) == list(range(1, 61))
     notes = list(job.notes.values_list("code", flat=True))
     assert notes.index("crashed") < notes.index("resumed") < notes.index("registered")
 
@@ -201,6 +226,74 @@ def test_a_paused_training_waits_until_it_is_resumed(
     assert job.checkpoint_step() > 0
 
 
+def test_stopping_early_keeps_what_was_learned(
+    worker: Worker, tiny_base: DiffusionModel, alice: User, once: Once
+) -> None:
+    job = queue(alice, tiny_base, LONG)
+    once(Recorder, "_step", lambda: services.stop_training(alice, again(job)))
+    actors.train()
+    job.refresh_from_db()
+    assert job.status == Status.COMPLETED, job.log_tail
+    assert 0 < job.step < job.total_steps
+    assert job.output_model is not None and storage.exists(job.output_model.path)
+    assert job.checkpoint_step() == job.step
+    kept = job.notes.get(code="kept")
+    assert kept.params == {"step": job.step, "total": 100_000}
+
+
+def test_a_paused_training_can_be_kept_as_it_is(
+    worker: Worker, tiny_base: DiffusionModel, alice: User, once: Once
+) -> None:
+    job = queue(alice, tiny_base, LONG)
+    once(Recorder, "_step", lambda: services.pause_training(alice, again(job)))
+    actors.train()
+    job.refresh_from_db()
+    step = job.checkpoint_step()
+    services.stop_training(alice, job)
+    assert (job.status, job.stop_requested) == (Status.QUEUED, "keep")
+    actors.train()
+    job.refresh_from_db()
+    assert job.status == Status.COMPLETED, job.log_tail
+    assert 0 < step <= job.step < job.total_steps
+
+
+def test_keeping_before_the_first_step_ends_it_without_a_model(
+    worker: Worker, tiny_base: DiffusionModel, alice: User, once: Once
+) -> None:
+    job = queue(alice, tiny_base, LONG)
+    once(Recorder, "_phase", lambda: services.stop_training(alice, again(job)))
+    actors.train()
+    job.refresh_from_db()
+    assert (job.status, job.output_model) == (Status.CANCELED, None)
+    assert job.notes.filter(code="nothing_to_keep").exists()
+
+
+def test_a_long_training_lets_a_short_one_of_somebody_else_go_first(
+    worker: Worker, tiny_base: DiffusionModel, alice: User, bob: User, settings: Any
+) -> None:
+    settings.STUDIO_TRAINING_SLICE_MINUTES = 0.01
+    # What a step costs here is unknown: the long one is stopped once it has had two turns.
+    long, short = queue(alice, tiny_base, LONG), queue(bob, tiny_base)
+
+    def stop_soon(self: Recorder, message: Any) -> None:
+        record(self, message)
+        if self.job.pk == long.pk and self.job.epoch == 2:
+            services.stop_training(alice, again(long))
+
+    record = Recorder._step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recorder, "_step", stop_soon)
+        actors.train()
+    long.refresh_from_db()
+    short.refresh_from_db()
+    assert (long.status, short.status) == (Status.COMPLETED, Status.COMPLETED), long.log_tail
+    assert (long.epoch, long.crash_count) == (2, 0)
+    assert short.started_at < long.finished_at
+    notes = list(long.notes.values_list("code", flat=True))
+    assert notes.index("slice_over") < notes.index("resumed") < notes.index("kept")
+    assert steps_of(long) == list(range(1, long.step + 1))
+
+
 def test_a_base_that_was_taken_back_is_noticed_at_the_claim(
     worker: Worker, alice: User, bob: User, children: list[Child]
 ) -> None:
@@ -210,6 +303,37 @@ def test_a_base_that_was_taken_back_is_noticed_at_the_claim(
     actors.train()
     job.refresh_from_db()
     assert (job.status, job.error_code, children) == (Status.FAILED, "model_unavailable", [])
+
+
+def test_a_base_whose_files_were_swept_is_noticed_when_it_goes_on(
+    worker: Worker, tiny_base: DiffusionModel, alice: User, children: list[Child]
+) -> None:
+    job = queue(alice, tiny_base)
+    TrainingJob.objects.filter(pk=job.pk).update(epoch=1)  # it had begun before
+    for key in tiny_base.storage_keys():
+        storage.delete(key)
+    actors.train()
+    job.refresh_from_db()
+    assert (job.status, job.error_code, children) == (Status.FAILED, "model_unavailable", [])
+
+
+def test_pictures_deleted_after_the_start_are_trained_on_all_the_same(
+    worker: Worker, tiny_base: DiffusionModel, alice: User
+) -> None:
+    captions = ("نص " * 1300, "狐" * 4000)
+    job = services.create_training(
+        alice,
+        dataset_id=make_dataset(alice, captions=captions).pk,
+        base_model_id=tiny_base.pk,
+        config={**CONFIG, "max_train_steps": 4, "sample_every_steps": 0},
+    )
+    services.start_training(alice, job)
+    for image in DatasetImage.objects.all():
+        dataset_services.delete_image(alice, image)
+    actors.train()
+    job.refresh_from_db()
+    assert job.status == Status.COMPLETED, job.log_tail
+    assert job.notes.filter(code="text_too_long", params__count=2).exists()
 
 
 def test_a_full_disk_fails_with_a_sentence(
@@ -272,9 +396,9 @@ def test_a_worker_that_lost_the_job_writes_and_registers_nothing(
         with pytest.raises(JobLost):
             recorder(message)
     weights = tmp_path / "adapter.safetensors"
-    weights.write_bytes(b"weights")
+    weights.write_bytes(lora_bytes())
     with pytest.raises((JobLost, InvalidTransition)):
-        registration.register_model(zombie, weights)
+        registration.register_model(zombie, weights, 1)
     assert not job.metrics.exists() and not job.samples.exists() and not job.checkpoints.exists()
     assert not DiffusionModel.objects.filter(owner=alice).exists()
     assert not list((settings.MEDIA_ROOT / "models").rglob("*.safetensors"))
@@ -287,8 +411,14 @@ def test_resuming_replaces_the_metrics_after_the_checkpoint(worker: Worker, alic
     Recorder(job)(message)
     again = [[step, 2.0, 0.1] for step in (5, 6)]
     Recorder(job)({"type": "step", "step": 6, "total_steps": 9, "history": again})
-    losses = list(job.metrics.order_by("step").values_list("step", "loss"))
-    assert losses == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 2.0), (6, 2.0)]
+    assert [tuple(point[:2]) for point in all_metrics(job)] == [
+        (1, 1.0),
+        (2, 1.0),
+        (3, 1.0),
+        (4, 1.0),
+        (5, 2.0),
+        (6, 2.0),
+    ]
 
 
 def test_sharing_is_no_way_around_a_deleted_model(alice: User, worker: Worker) -> None:

@@ -12,8 +12,8 @@ from models_app.models import DiffusionModel
 from studio_project.api import Problem
 from studio_project.models import User, Visibility
 from tests.factories import make_base, make_dataset, make_lora, make_training
-from training_app import services
-from training_app.models import TrainingJob
+from training_app import guards, services
+from training_app.models import TrainingCheckpoint, TrainingJob
 from training_app.trainer.config import TrainingConfig
 
 Status = TrainingJob.Status
@@ -68,7 +68,6 @@ def test_another_users_model_is_not_found(alice: User, bob: User) -> None:
         ({"is_active": False}, "model_unavailable"),
         ({"availability": "remote", "path": ""}, "model_unavailable"),
         ({"architecture": "svd", "category": "video"}, "method_unavailable"),
-        ({"architecture": "sdxl"}, "method_unavailable"),
     ],
 )
 def test_a_base_that_cannot_be_trained_is_refused(
@@ -84,18 +83,46 @@ def test_a_lora_is_no_base(alice: User) -> None:
     refusal("model_incompatible", create, alice, make_dataset(alice), lora)
 
 
-@pytest.mark.parametrize("kind", ["dreambooth", "full"])
-def test_methods_that_do_not_exist_yet_are_refused(alice: User, kind: str) -> None:
-    problem = refusal(
-        "method_unavailable", create, alice, make_dataset(alice), make_base(), type=kind
-    )
-    assert list(problem.fields) == ["type"]
+@pytest.mark.parametrize(
+    ("kind", "tune"), [("lora", "adapters"), ("dreambooth", "adapters"), ("full", "unet")]
+)
+@pytest.mark.parametrize("architecture", ["sd1", "sd2", "sdxl"])
+def test_every_method_on_every_family(alice: User, kind: str, tune: str, architecture: str) -> None:
+    base = make_base(architecture=architecture, default_settings={})
+    job = create(alice, make_dataset(alice), base, type=kind)
+    assert (job.type, job.resolved_config["tune"]) == (kind, tune)
+    services.start_training(alice, job)
+    assert TrainingConfig.from_dict(job.manifest["config"]).tune == tune
+
+
+def test_a_setting_of_another_method_is_named(alice: User) -> None:
+    dataset, base, config = make_dataset(alice), make_base(), {"class_prompt": "a dog"}
+    problem = refusal("invalid", create, alice, dataset, base, config=config)
+    assert list(problem.fields) == ["config.class_prompt"]
+    assert create(alice, dataset, base, type="dreambooth", config=config).config == config
+
+
+def test_an_instance_prompt_stands_for_missing_captions(alice: User) -> None:
+    dataset, config = make_dataset(alice, captions=("", "a fox")), {"instance_prompt": "a zuri fox"}
+    job = create(alice, dataset, make_base(), type="dreambooth", config=config)
+    services.start_training(alice, job)
+    assert [image["caption"] for image in job.manifest["images"]] == ["a zuri fox", "a fox"]
 
 
 @pytest.mark.parametrize(
     "config",
     [
         {"rank": 0},
+        {"rank": 4096},
+        {"alpha": 0},
+        {"alpha": -1},
+        {"learning_rate": 10},
+        {"resolution": 63},
+        {"resolution": 100},
+        {"resolution": 8192},
+        {"max_train_steps": 0},
+        {"max_train_steps": 10**9},
+        {"sample_prompts": ["x" * 4000]},
         {"rank": "many"},
         {"learning_rate": float("nan")},
         {"nonsense": 1},
@@ -135,6 +162,22 @@ def test_a_training_that_has_ended_cannot_be_started(alice: User) -> None:
     job = create(alice, make_dataset(alice), make_base())
     services.cancel_training(alice, job)
     assert refusal("already_final", services.start_training, alice, job).status == 409
+
+
+@pytest.mark.parametrize("status", ["pending", "completed", "failed", "canceled"])
+def test_only_what_is_under_way_can_be_stopped(alice: User, status: str) -> None:
+    job = make_training(alice, status=status)
+    assert refusal("not_running", services.stop_training, alice, job).status == 409
+
+
+@pytest.mark.parametrize("status", ["queued", "paused"])
+def test_stopping_keeps_a_checkpoint_or_says_that_there_is_none(alice: User, status: str) -> None:
+    job = make_training(alice, status=status)
+    refusal("nothing_to_keep", services.stop_training, alice, job)
+    TrainingCheckpoint.objects.create(job=job, epoch=1, step=40, prefix=f"jobs/{job.pk}/1/step-40")
+    services.stop_training(alice, job)
+    job.refresh_from_db()
+    assert (job.status, job.stop_requested) == (Status.QUEUED, "keep")
 
 
 def test_an_empty_dataset_is_refused(alice: User) -> None:
@@ -202,11 +245,11 @@ def test_pictures_of_live_trainings_are_in_use(alice: User) -> None:
     dataset = make_dataset(alice)
     job = create(alice, dataset, make_base())
     ids = set(DatasetImage.objects.values_list("pk", flat=True))
-    assert services.images_in_use(ids) == set()
+    assert guards.images_in_use(ids) == set()
     services.start_training(alice, job)
-    assert services.images_in_use({*ids, 10**6}) == ids
+    assert guards.images_in_use({*ids, 10**6}) == ids
     services.cancel_training(alice, job)
-    assert services.images_in_use(ids) == set()
+    assert guards.images_in_use(ids) == set()
 
 
 def test_only_what_has_ended_or_never_began_is_deleted(alice: User) -> None:

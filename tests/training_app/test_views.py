@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.test import Client
-from django.utils import timezone
 
 from studio_project.models import User
-from tests.factories import make_base, make_dataset, make_lora, make_training
-from training_app.forms import CHOICE_LABELS, expert_groups
+from tests.factories import make_base, make_dataset, make_lora, make_training, make_worker
+from training_app import estimates
+from training_app.forms import CHOICE_LABELS, applies, expert_groups
 from training_app.models import TrainingNote
+from training_app.texts import note_sentence
 from training_app.trainer.config import FIELDS, resolve_config
+from training_app.trainer.presets import METHODS
 from training_app.views import asked_config
 
 Browser = Callable[[User | None], Client]
@@ -93,7 +94,7 @@ def test_form_chooses_the_best_ready_base_beforehand(browser: Browser, alice: Us
     make_base("Small", size_bytes=10)
     best = make_base("Large", size_bytes=1000)
     make_base("Remote", availability="remote", path="", size_bytes=5000)
-    make_base("Other family", architecture="sdxl", size_bytes=9000)
+    make_base("Other family", architecture="svd", size_bytes=9000)
     page = browser(alice).get("/training/new")
     assert page.context["base"] == str(best.pk)
     assert f'value="{best.pk}"' in page.content.decode()
@@ -132,6 +133,26 @@ def test_review_shows_what_the_choices_come_to(browser: Browser, alice: User) ->
     assert b"<html" not in page.content
 
 
+def test_review_knows_the_methods(browser: Browser, alice: User) -> None:
+    dataset, base = make_dataset(alice), make_base()
+    chosen = {"dataset_id": dataset.pk, "base_model_id": base.pk, "rank": "4", "class_prompt": "x"}
+    full = _review(browser(alice), type="full", **chosen)
+    # Neither belongs to it; what another method was told stays in the form, unheard.
+    assert full.context["config"].tune == "unet"
+    assert "Full fine-tuning" in full.content.decode()
+    assert "Effective learning rate" in full.content.decode()
+    assert _review(browser(alice), type="dreambooth", **chosen).context["config"].has_prior
+    assert "error" in _review(browser(alice), type="hypernetwork", **chosen).context
+
+
+def test_settings_are_shown_for_the_methods_that_know_them() -> None:
+    fields = {field.name: field for _title, group in expert_groups() for field in group}
+    assert fields["class_prompt"].methods == ("dreambooth",)
+    assert (fields["rank"].methods, fields["rank"].tune) == (METHODS, "adapters")
+    assert applies("rank", "lora", "adapters") and not applies("rank", "full", "unet")
+    assert not applies("class_prompt", "lora", "adapters")
+
+
 def test_review_names_the_setting_that_cannot_be_used(browser: Browser, alice: User) -> None:
     dataset, base = make_dataset(alice), make_base()
     page = _review(browser(alice), dataset_id=dataset.pk, base_model_id=base.pk, rank="9999")
@@ -153,29 +174,30 @@ def test_review_tells_nothing_of_what_is_not_mine(browser: Browser, alice: User,
     assert _review(browser(alice), dataset_id="x", base_model_id="9" * 30).status_code == 200
 
 
-def test_review_knows_the_time_after_the_first_training(browser: Browser, alice: User) -> None:
-    dataset, base = make_dataset(alice), make_base()
+def test_review_knows_the_cost_once_it_was_measured(browser: Browser, alice: User) -> None:
+    dataset, base, worker = make_dataset(alice), make_base(), make_worker()
     chosen = {"dataset_id": dataset.pk, "base_model_id": base.pk, "max_train_steps": "50"}
-    assert _review(browser(alice), **chosen).context["seconds"] is None
+    assert "not known yet" in _review(browser(alice), **chosen).content.decode()
     config = resolve_config(
         {}, architecture="sd1", base_defaults=base.default_settings, num_images=2
-    )
-    now = timezone.now()
-    make_training(
-        alice,
-        base_model=base,
-        status="completed",
-        total_steps=100,
-        started_at=now - timedelta(seconds=200),
-        finished_at=now,
-        resolved_config=config.as_dict(),
-    )
-    assert _review(browser(alice), **chosen).context["seconds"] == pytest.approx(100)
+    ).as_dict()
+    cost = {"seconds_per_step": 2.0, "peak_memory_bytes": 3 * 10**9}
+    estimates.note(base, config, "lora", worker, **cost)
+    page = _review(browser(alice), **chosen)
+    assert page.context["seconds"] == 100
+    assert "1 min 40 s" in page.content.decode() and "3.0" in page.content.decode()
 
 
 def test_empty_fields_are_left_to_the_defaults() -> None:
     asked = asked_config(
-        {"rank": "8", "learning_rate": "0.001", "flip": "", "seed": "x", "sample_prompts": "a\n\nb"}
+        {
+            "rank": "8",
+            "learning_rate": "0.001",
+            "flip": "",
+            "seed": "x",
+            "sample_prompts": "a\n\nb",
+        },
+        "lora",
     )
     assert asked == {"rank": 8, "learning_rate": 0.001, "seed": "x", "sample_prompts": ["a", "b"]}
 
@@ -194,6 +216,8 @@ def test_a_stranger_gets_404(browser: Browser, alice: User, bob: User, part: str
         ("pending", "/start"),
         ("queued", "/cancel"),
         ("running", "/pause"),
+        ("running", "/stop"),
+        ("running", "/cancel"),
         ("paused", "/resume"),
         ("failed", "?like="),
     ],
@@ -225,6 +249,29 @@ def test_a_finished_training_leads_to_its_model(browser: Browser, alice: User) -
     page = browser(alice).get(f"/training/{job.pk}").content.decode()
     assert f"/text-to-image?model={model.pk}" in page
     assert "Use it now" in page
+
+
+@pytest.mark.parametrize(
+    ("code", "params", "words"),
+    [
+        ("rolled_back", {"step": 40, "learning_rate": 5e-5}, "step 40"),
+        (
+            "micro_batch_halved",
+            {"train_batch_size": 2, "gradient_accumulation_steps": 2},
+            "2 pictures at a time",
+        ),
+        ("pictures_cropped", {"count": 3, "share": 0.375}, "38% of one"),
+        ("pictures_enlarged", {"count": 1, "factor": 2.5}, "2.5 times"),
+        ("class_images_made", {"count": 80, "reused": 20}, "80 painted"),
+        ("text_too_long", {"count": 4}, "4 captions are longer"),
+        ("slice_over", {"step": 12}, "turn"),
+        ("kept", {"step": 12, "total": 100}, "12 of 100"),
+    ],
+)
+def test_every_note_is_a_sentence(code: str, params: dict[str, Any], words: str) -> None:
+    sentence = note_sentence(code, params)
+    assert words in sentence
+    assert sentence.endswith(".") and "%(" not in sentence
 
 
 def test_timeline_speaks_in_sentences(browser: Browser, alice: User) -> None:

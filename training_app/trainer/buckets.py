@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 #: Sides of buckets are multiples of this; smaller resolutions know the square only.
 BUCKET_STEP = 64
@@ -15,6 +16,8 @@ BUCKET_STEP = 64
 MAXIMUM_RATIO = 2.0
 #: From this resolution on there are buckets beside the square one.
 MINIMUM_RESOLUTION = 256
+#: A picture is enlarged to at most this many times its sides, if a smaller bucket is left.
+MAXIMUM_ENLARGEMENT = 2.0
 
 
 @dataclass(frozen=True, order=True)
@@ -33,6 +36,7 @@ class Bucket:
         return f"{self.width}x{self.height}"
 
 
+@cache
 def buckets_for(resolution: int) -> tuple[Bucket, ...]:
     """All buckets of about ``resolution``² pixels, the square one among them, sorted.
 
@@ -51,28 +55,47 @@ def buckets_for(resolution: int) -> tuple[Bucket, ...]:
     return tuple(sorted(found))
 
 
-def choose_bucket(width: int, height: int, buckets: tuple[Bucket, ...]) -> Bucket:
-    """The bucket whose shape is nearest to a picture's; of two, the first.
+def choose_bucket(width: int, height: int, resolution: int) -> Bucket:
+    """The bucket that a picture is trained in: of its shape, and not far above its size.
+
+    A picture that would be enlarged too much gets the bucket of a smaller resolution; if
+    none is small enough, that of the smallest.
 
     Args:
         width: Of the picture, in pixels.
         height: Of the picture, in pixels.
-        buckets: At least one.
+        resolution: Side of the square bucket, in pixels.
     """
+    bucket = _nearest(width, height, resolution)
+    # Sides of smaller buckets are multiples of the step, whatever the resolution is.
+    resolution = (resolution - 1) // BUCKET_STEP * BUCKET_STEP
+    while (
+        enlargement(width, height, bucket) > MAXIMUM_ENLARGEMENT
+        and resolution >= MINIMUM_RESOLUTION
+    ):
+        bucket = _nearest(width, height, resolution)
+        resolution -= BUCKET_STEP
+    return bucket
+
+
+def _nearest(width: int, height: int, resolution: int) -> Bucket:
+    """The bucket of a resolution whose shape is nearest to a picture's; of two, the first."""
     shape = math.log(width / height)
-    return min(buckets, key=lambda bucket: abs(shape - math.log(bucket.width / bucket.height)))
+    return min(
+        buckets_for(resolution),
+        key=lambda bucket: abs(shape - math.log(bucket.width / bucket.height)),
+    )
+
+
+def enlargement(width: int, height: int, bucket: Bucket) -> float:
+    """How many times larger the sides of a picture become when it covers a bucket."""
+    return max(bucket.width / width, bucket.height / height)
 
 
 def cover_size(width: int, height: int, bucket: Bucket) -> tuple[int, int]:
     """Smallest size of the picture's own shape that covers the bucket."""
-    scale = max(bucket.width / width, bucket.height / height)
+    scale = enlargement(width, height, bucket)
     return max(bucket.width, round(width * scale)), max(bucket.height, round(height * scale))
-
-
-def center_offset(width: int, height: int, bucket: Bucket) -> tuple[int, int]:
-    """What is cut off at the left and top of a covering picture to keep its middle."""
-    covered_width, covered_height = cover_size(width, height, bucket)
-    return (covered_width - bucket.width) // 2, (covered_height - bucket.height) // 2
 
 
 def cropped_share(width: int, height: int, bucket: Bucket) -> float:

@@ -5,13 +5,14 @@ only if something is missing, and freed. A file is named by everything that deci
 content; one that is damaged is made again. What is encoded is encoded one at a time, so
 that a cache that was rebuilt equals the first bit for bit.
 
-Shape legend: N pictures of a bucket, V variants (1, or 2 with mirrored ones), C, h, w
-channels and sides of latents, P prompts.
+Shape legend: V variants of all pictures of a bucket, C, h, w channels and sides of
+latents, P prompts.
 """
 
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,10 +21,15 @@ from typing import Any
 
 import torch
 
-from models_app.architectures import Conditioning, encode_prompts, get_architecture
+from models_app.architectures import (
+    Architecture,
+    Conditioning,
+    encode_prompts,
+    get_architecture,
+)
 from models_app.loading import load_components
 from training_app.trainer.buckets import Bucket
-from training_app.trainer.dataset import Example, read_pixels
+from training_app.trainer.dataset import Example, Variant, read_pixels
 from training_app.trainer.files import (
     CorruptFileError,
     hash_component,
@@ -36,24 +42,25 @@ from training_app.trainer.request import TrainingRequest
 #: Networks that fill the cache compute in this type whatever the training does.
 CACHE_DTYPE = torch.float32
 #: Raised when what is stored changes its meaning.
-_FORMAT = "1"
+_FORMAT = "2"
 
 
 @dataclass(frozen=True)
 class LatentBank:
-    """The posterior of every picture and variant, by bucket, on the training's device.
+    """The posterior of every variant of every picture, by bucket, on the training's device.
 
     Attributes:
-        mean: Scaled means (N, V, C, h, w) by bucket.
+        mean: Scaled means (V, C, h, w) by bucket.
         std: Scaled standard deviations, as :attr:`mean`.
-        rows: Where each picture of the manifest lies in its bucket.
-        variants: V.
+        sizes: (V, …) what the denoiser is told of each variant's size and crop, fp32; empty
+            if the family's denoiser knows no sizes.
+        rows: Where the variants of each picture of the manifest lie in its bucket.
     """
 
     mean: dict[Bucket, torch.Tensor]
     std: dict[Bucket, torch.Tensor]
-    rows: tuple[int, ...]
-    variants: int
+    sizes: dict[Bucket, torch.Tensor]
+    rows: tuple[range, ...]
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,18 @@ def _encode_picture(vae: Any, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
+def _describe_sizes(
+    family: Architecture, example: Example, variant: Variant
+) -> dict[str, torch.Tensor]:
+    if family.size_ids is None:
+        return {}
+    image, bucket = example.image, example.bucket
+    numbers = family.size_ids(
+        (image.width, image.height), (variant.left, variant.top), (bucket.width, bucket.height)
+    )
+    return {"sizes": torch.tensor(numbers, dtype=torch.float32)}
+
+
 def cache_latents(
     examples: Sequence[Example],
     request: TrainingRequest,
@@ -159,42 +178,68 @@ def cache_latents(
         StopRun: If the run shall stop.
         OSError: If a picture cannot be read or the cache cannot be written.
     """
+    family = get_architecture(request.architecture)
     networks = _Networks(request, ("vae",))
     vae_hash = hash_component(request.base_folder / "vae")
-    mirrorings = (False, True) if request.config.flip else (False,)
-    found: dict[Bucket, list[list[dict[str, torch.Tensor]]]] = {}
+    found: dict[Bucket, list[dict[str, torch.Tensor]]] = {}
     rows = []
     for number, example in enumerate(examples):
-        variants = []
-        for mirrored in mirrorings:
+        of_bucket = found.setdefault(example.bucket, [])
+        rows.append(range(len(of_bucket), len(of_bucket) + len(example.variants)))
+        for variant in example.variants:
             reporter.raise_if_stopped()
-            name = "mirrored" if mirrored else "plain"
-            path = _file(
-                request, "latents", example.image.pixel_sha256, example.bucket, name, vae_hash
-            )
+            key = (example.image.pixel_sha256, example.bucket, variant, vae_hash)
+            path = _file(request, "latents", *key)
             tensors = _read(path)
             if tensors is None:
-                pixels = read_pixels(example.image.path, example.bucket, mirrored=mirrored)
-                tensors = _encode_picture(networks.get()["vae"], pixels)
+                tensors = _encode_picture(networks.get()["vae"], read_pixels(example, variant))
                 write_checked_tensors(path, tensors)
-            variants.append(tensors)
-        of_bucket = found.setdefault(example.bucket, [])
-        rows.append(len(of_bucket))
-        of_bucket.append(variants)
+            of_bucket.append(tensors | _describe_sizes(family, example, variant))
         reporter.phase("caching", done_before + number + 1, done_before + len(examples))
     networks.free()
-    return LatentBank(
-        mean={bucket: _stack(found[bucket], "mean", request.device) for bucket in found},
-        std={bucket: _stack(found[bucket], "std", request.device) for bucket in found},
-        rows=tuple(rows),
-        variants=len(mirrorings),
-    )
+    return _bank(found, rows, request.device)
 
 
-def _stack(entries: list[list[dict[str, torch.Tensor]]], name: str, device: str) -> torch.Tensor:
-    return torch.stack(
-        [torch.stack([variant[name] for variant in variants]) for variants in entries]
-    ).to(device)
+def _bank(
+    found: dict[Bucket, list[dict[str, torch.Tensor]]], rows: Iterable[range], device: str
+) -> LatentBank:
+    stacked = {
+        name: {
+            bucket: torch.stack([entry[name] for entry in entries]).to(device)
+            for bucket, entries in found.items()
+            if name in entries[0]
+        }
+        for name in ("mean", "std", "sizes")
+    }
+    return LatentBank(**stacked, rows=tuple(rows))
+
+
+def made_up_latents(examples: Sequence[Example], request: TrainingRequest) -> LatentBank:
+    """Noise in place of latents: of the right shapes, without a look at any picture.
+
+    Args:
+        examples: Their buckets count, and one variant of each.
+        request: The run.
+
+    Raises:
+        OSError: If the base model's VAE cannot be read.
+    """
+    family = get_architecture(request.architecture)
+    config = json.loads((request.base_folder / "vae" / "config.json").read_text())
+    generator = torch.Generator().manual_seed(0)
+    found: dict[Bucket, list[dict[str, torch.Tensor]]] = {}
+    rows = []
+    for example in examples:
+        bucket, factor = example.bucket, family.vae_factor
+        shape = (config["latent_channels"], bucket.height // factor, bucket.width // factor)
+        of_bucket = found.setdefault(bucket, [])
+        rows.append(range(len(of_bucket), len(of_bucket) + 1))
+        tensors = {
+            "mean": torch.randn(shape, generator=generator),
+            "std": torch.full(shape, 0.1),
+        }
+        of_bucket.append(tensors | _describe_sizes(family, example, example.variants[0]))
+    return _bank(found, rows, request.device)
 
 
 def cache_prompts(

@@ -14,7 +14,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,16 @@ from training_app.trainer.folder_export import (
     read_networks,
     write_networks,
 )
+from training_app.trainer.optimizers import OptimizerState
+from training_app.trainer.recovery import Adjustments
 from training_app.trainer.reporting import logger
 from training_app.trainer.request import TrainingRequest
 
 #: How many of its own checkpoints a run leaves on the disk.
 KEPT = 3
 MANIFEST = "manifest.json"
+#: Folder of the best checkpoint's weights in a later one.
+BEST = "best"
 #: The adapters as a weights file that can be used as it is.
 ADAPTER = "adapter.safetensors"
 _MASTERS = "masters.safetensors"
@@ -54,6 +58,21 @@ _LIBRARIES = ("torch", "diffusers", "peft", "transformers", "safetensors")
 
 
 @dataclass(frozen=True)
+class Best:
+    """The checkpoint whose weights are the best ones so far.
+
+    Attributes:
+        step: Optimizer steps done.
+        held_out_loss: What it is best by.
+        folder: Where its weights lie.
+    """
+
+    step: int
+    held_out_loss: float
+    folder: Path
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """The state of a run between two steps.
 
@@ -62,52 +81,37 @@ class Checkpoint:
         position: What the sampler has dealt.
         weights: What learns, by component and name.
         average: The moving average of it, if the run keeps one.
-        optimizer: Optimizer state: ``<kind>/<name>`` to tensor.
+        optimizer: State of the optimizer and the gradient scaler.
         random_states: The libraries' random states as bytes, by device.
         learning_rate: Of the last step.
         loss: Mean of the last steps that were read.
+        held_out_loss: Loss of the held-out pictures, if there are any.
+        adjustments: What faults have changed about the run.
+        best: The checkpoint with the lowest held-out loss so far, if the run wants it.
+        folder: Where it was read from.
     """
 
     step: int
     position: dict[str, int]
     weights: Mapping[str, torch.Tensor]
     average: Mapping[str, torch.Tensor] | None
-    optimizer: Mapping[str, torch.Tensor]
+    optimizer: OptimizerState
     random_states: Mapping[str, torch.Tensor]
     learning_rate: float
     loss: float | None
-
-
-def optimizer_state(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
-) -> dict[str, torch.Tensor]:
-    """An optimizer's tensors by kind and name of their parameter."""
-    return {
-        f"{kind}/{name}": value
-        for name, parameter in parameters.items()
-        for kind, value in optimizer.state[parameter].items()
-        if isinstance(value, torch.Tensor)
-    }
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer,
-    parameters: Mapping[str, torch.nn.Parameter],
-    saved: Mapping[str, torch.Tensor],
-) -> None:
-    """Gives a fresh optimizer the state of another of the same parameters.
-
-    Raises:
-        KeyError: If the state names other parameters.
-    """
-    for key, value in saved.items():
-        kind, name = key.split("/", 1)
-        parameter = parameters[name]
-        optimizer.state[parameter][kind] = value.clone().to(parameter.device)
+    held_out_loss: float | None
+    adjustments: Adjustments
+    best: Best | None
+    folder: Path | None = None
 
 
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in _LIBRARIES}
+
+
+def checkpoint_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies among those of its run."""
+    return folder / f"step-{step:08d}"
 
 
 def save_checkpoint(
@@ -127,7 +131,7 @@ def save_checkpoint(
         ChildError: ``non_finite_loss`` if a weight is not finite.
         OSError: If it cannot be written; nothing half-written is left.
     """
-    final = folder / f"step-{checkpoint.step:08d}"
+    best, final = checkpoint.best, checkpoint_folder(folder, checkpoint.step)
     aside = folder / f".{final.name}.{uuid.uuid4().hex}"
     state = {
         "format": _FORMAT,
@@ -136,16 +140,23 @@ def save_checkpoint(
         "position": checkpoint.position,
         "learning_rate": checkpoint.learning_rate,
         "loss": checkpoint.loss,
+        "held_out_loss": checkpoint.held_out_loss,
+        "optimizer": checkpoint.optimizer.numbers,
+        "adjustments": asdict(checkpoint.adjustments),
+        "best": best and [best.step, best.held_out_loss],
         "config": request.config.as_dict(),
         "versions": _versions(),
     }
     try:
         aside.mkdir(parents=True)
         _write_weights(aside, checkpoint, request)
-        write_tensors(aside / _OPTIMIZER, checkpoint.optimizer, {})
+        write_tensors(aside / _OPTIMIZER, checkpoint.optimizer.tensors, {})
         write_tensors(aside / _RANDOM, checkpoint.random_states, {})
         write_file(aside / _STATE, json.dumps(state, sort_keys=True).encode())
-        files = [_describe(aside, name) for name in _file_names(checkpoint.weights, request)]
+        names = _file_names(checkpoint.weights, request)
+        if best is not None and best.step != checkpoint.step:
+            names += _link_best(best.folder, aside, _weight_names(checkpoint.weights, request))
+        files = [_describe(aside, name) for name in sorted(names)]
         write_file(aside / MANIFEST, json.dumps({"files": files}, sort_keys=True).encode())
         files.append(_describe(aside, MANIFEST))
         if final.exists():
@@ -171,17 +182,53 @@ def _write_weights(folder: Path, checkpoint: Checkpoint, request: TrainingReques
         export_lora(folder / ADAPTER, result, request, checkpoint.step)
 
 
-def _file_names(parameters: Iterable[str], request: TrainingRequest) -> list[str]:
-    """The files that a checkpoint of these parameters has beside the manifest, sorted."""
-    names = [_OPTIMIZER, _RANDOM, _STATE]
-    if request.config.use_ema:
-        names.append(_MASTERS)
+def _link_best(source: Path, folder: Path, names: Iterable[str]) -> list[str]:
+    """Takes the best checkpoint's weights into a later one, which may outlive it.
+
+    Returns:
+        The names that they have there.
+    """
+    for name in names:
+        target = folder / BEST / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.hardlink_to(source / name)
+        except OSError:  # another disk
+            write_file(target, (source / name).read_bytes())
+        sync_folder(target.parent)
+    return [f"{BEST}/{name}" for name in names]
+
+
+def _file_names(parameters: Collection[str], request: TrainingRequest) -> list[str]:
+    """The files that a checkpoint of these parameters has beside the manifest."""
+    names = [_OPTIMIZER, _RANDOM, _STATE, *_weight_names(parameters, request)]
+    return [*names, _MASTERS] if request.config.use_ema else names
+
+
+def _weight_names(parameters: Collection[str], request: TrainingRequest) -> list[str]:
+    """The files that the weights of these parameters are in."""
+    if request.config.tune != "unet":
+        return [ADAPTER]
+    return [name for each in component_names(parameters) for name in component_files(each)]
+
+
+def read_weights(
+    folder: Path, request: TrainingRequest, parameters: Collection[str]
+) -> Mapping[str, torch.Tensor]:
+    """Reads the weights that a checkpoint shows the world.
+
+    Args:
+        folder: The checkpoint, or what it keeps of the best one.
+        request: The run.
+        parameters: Names of what learns in it.
+
+    Raises:
+        CorruptFileError: If a file is damaged.
+        FileNotFoundError: If a file is not there.
+    """
     if request.config.tune == "unet":
-        for component in component_names(parameters):
-            names += component_files(component)
-    else:
-        names.append(ADAPTER)
-    return sorted(names)
+        return read_networks(folder, parameters)
+    return read_lora(folder / ADAPTER)
 
 
 def _describe(folder: Path, name: str) -> dict[str, Any]:
@@ -203,7 +250,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(
-    folder: Path, request: TrainingRequest, parameters: Iterable[str]
+    folder: Path, request: TrainingRequest, parameters: Collection[str]
 ) -> Checkpoint:
     """Reads a checkpoint after checking every file of it.
 
@@ -216,30 +263,40 @@ def load_checkpoint(
         CorruptFileError: If anything is missing, changed, or of another run.
     """
     try:
-        written = json.loads((folder / MANIFEST).read_bytes())["files"]
-        parameters = list(parameters)
-        if written != [_describe(folder, name) for name in _file_names(parameters, request)]:
-            raise CorruptFileError("its files are not those that were written")
         state = json.loads((folder / _STATE).read_bytes())
-        if state["format"] != _FORMAT or state["identity"] != request.identity:
+        names = _file_names(parameters, request)
+        best = _read_best(state, folder)
+        if best is not None and best.step != state["step"]:
+            names += [f"{BEST}/{name}" for name in _weight_names(parameters, request)]
+        written = json.loads((folder / MANIFEST).read_bytes())["files"]
+        if written != [_describe(folder, name) for name in sorted(names)]:
+            raise CorruptFileError("its files are not those that were written")
+        if state["format"] != _FORMAT or state["identity"] not in request.identities:
             raise CorruptFileError("it belongs to another run")
-        if request.config.tune == "unet":
-            result = read_networks(folder, parameters)
-        else:
-            result = read_lora(folder / ADAPTER)
-        has_average = request.config.use_ema
+        result, has_average = read_weights(folder, request, parameters), request.config.use_ema
         return Checkpoint(
             step=int(state["step"]),
             position=state["position"],
             weights=read_tensors(folder / _MASTERS)[0] if has_average else result,
             average=result if has_average else None,
-            optimizer=read_tensors(folder / _OPTIMIZER)[0],
+            optimizer=OptimizerState(read_tensors(folder / _OPTIMIZER)[0], state["optimizer"]),
             random_states=read_tensors(folder / _RANDOM)[0],
             learning_rate=float(state["learning_rate"]),
             loss=state["loss"],
+            held_out_loss=state["held_out_loss"],
+            adjustments=Adjustments(**state["adjustments"]),
+            best=best,
+            folder=folder,
         )
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise CorruptFileError(f"{type(exc).__name__}: {exc}") from exc
+
+
+def _read_best(state: Mapping[str, Any], folder: Path) -> Best | None:
+    if state["best"] is None:
+        return None
+    step, loss = state["best"]
+    return Best(step, loss, folder if step == state["step"] else folder / BEST)
 
 
 def _candidates(resume_folder: Path) -> Iterator[Path]:

@@ -25,7 +25,7 @@ from PIL import Image
 from models_app.architectures import get_architecture
 from models_app.loading import load_pipeline
 from training_app.trainer.buckets import Bucket
-from training_app.trainer.dataset import Example
+from training_app.trainer.dataset import Example, Variant
 from training_app.trainer.files import hash_component, write_file
 from training_app.trainer.learner import compute_dtype
 from training_app.trainer.randomness import derive_seed
@@ -178,7 +178,9 @@ class ClassImages:
             width=pixels.width,
             height=pixels.height,
         )
-        return Example(image, bucket, prompt)
+        mirrorings = (False, True) if self._request.config.flip else (False,)
+        variants = tuple(Variant(mirrored, 0, 0) for mirrored in mirrorings)
+        return Example(image, bucket, (prompt,), variants)
 
 
 def _numbers(chunk: int) -> range:

@@ -21,9 +21,12 @@ from training_app.trainer.fields import (
     check_text,
     choice,
     number,
+    out_of_range,
+    require_package,
     text,
 )
 from training_app.trainer.presets import (
+    COMMON,
     CONTROL_PROMPT,
     METHODS,
     PRESETS,
@@ -37,6 +40,10 @@ from training_app.trainer.presets import (
 MAXIMUM_SEED = 2**32 - 1
 MAXIMUM_PROMPT = 2000
 RESOLUTION_STEP = 8
+#: From so many pictures on one is held out, and from so many two.
+VALIDATION_FROM = (15, 30)
+#: Prodigy's learning rate is a factor of the one it finds; all others stay below this.
+MAXIMUM_LEARNING_RATE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +57,7 @@ class TrainingConfig:
         preset: What is taught: a ``character``, a ``style`` or an ``object``. It decides
             the defaults of the other fields.
         max_train_steps: Optimizer steps of the whole run.
-        learning_rate: Peak learning rate of AdamW.
+        learning_rate: Peak learning rate; with Prodigy a factor of the one it finds itself.
         tune: What learns: ``adapters`` beside the frozen layers, or the whole ``unet``.
         rank: Rank of the adapters: how much they can hold.
         alpha: Strength of the adapters; they act with alpha / rank.
@@ -81,21 +88,40 @@ class TrainingConfig:
         sample_guidance_scale: Guidance of a sample picture.
         lr_scheduler: Shape of the learning rate after the warmup.
         lr_warmup_steps: Steps in which the learning rate rises to its peak.
-        weight_decay: AdamW's weight decay.
+        weight_decay: Decoupled weight decay of the optimizer.
         max_grad_norm: Norm that gradients are clipped to; 0 does not clip.
-        mixed_precision: ``no`` computes in fp32, ``bf16`` in bfloat16; ``auto`` takes bf16
-            on a GPU that has it and fp32 elsewhere. Adapters are always fp32.
+        mixed_precision: ``no`` computes in fp32, ``bf16`` in bfloat16, ``fp16`` in float16
+            with a gradient scaler; ``auto`` takes bf16 on a GPU that has it and fp32
+            elsewhere. Adapters are always fp32.
         flip: Whether every picture is also shown mirrored.
         caption_dropout: Share of captions replaced by the empty prompt, which keeps
             guidance working.
         snr_gamma: Gamma of the min-SNR loss weights; 0 weighs all timesteps alike.
         targets: Layers that get adapters: attention alone, with the feed-forward layers, or
             all of a block, its convolutions too.
+        optimizer: ``adamw``; ``adamw8bit``, which keeps its state in 8 bits; ``prodigy``,
+            which finds the learning rate; ``adafactor``, which keeps hardly any state.
+        loss: ``l2`` is the squared error, ``huber`` is kinder to outliers.
+        huber_delta: Error from which on ``huber`` grows in a line.
+        noise_offset: Strength of noise that is constant over a picture; it lets the model
+            learn very bright and very dark ones.
+        caption_prefix: Words before every caption, after the trigger word.
+        shuffle_captions: Whether the comma-separated tags of captions change their order.
+        keep_tokens: How many tags after the trigger word keep their place.
+        caption_variants: How many orders of the tags each caption is learned in.
+        crop: Which part of a picture that does not fit its size is shown: the ``center``, or
+            ``random`` ones.
+        crop_variants: How many random parts of each picture are learned.
+        validation_images: Pictures that are not learned from but tell how well the others
+            carry over; 0 holds none out.
+        checkpoint_every_steps: Steps between checkpoints; 0 makes it a tenth of the run.
+        choose: The result: the weights of the ``last`` step, or of the checkpoint with the
+            ``best``, that is lowest, held-out loss.
     """
 
     preset: str = choice(*PRESETS)
     max_train_steps: int = number(1, 100_000)
-    learning_rate: float = number(1e-7, 0.1)
+    learning_rate: float = number(1e-7, 1)
     tune: str = choice("adapters", "unet")
     rank: int = number(1, 256)
     alpha: float = number(0.01, 1024)
@@ -126,11 +152,24 @@ class TrainingConfig:
     lr_warmup_steps: int = number(0, 100_000)
     weight_decay: float = number(0, 1)
     max_grad_norm: float = number(0, 100)
-    mixed_precision: str = choice("auto", "no", "bf16")
+    mixed_precision: str = choice("auto", "no", "bf16", "fp16")
     flip: bool
     caption_dropout: float = number(0, 1)
     snr_gamma: float = number(0, 20)
     targets: str = choice("attention", "attention+feed_forward", "all")
+    optimizer: str = choice("adamw", "adamw8bit", "prodigy", "adafactor")
+    loss: str = choice("l2", "huber")
+    huber_delta: float = number(1e-4, 10)
+    noise_offset: float = number(0, 1)
+    caption_prefix: str = text(500)
+    shuffle_captions: bool
+    keep_tokens: int = number(0, 100)
+    caption_variants: int = number(1, 32)
+    crop: str = choice("center", "random")
+    crop_variants: int = number(1, 16)
+    validation_images: int = number(0, 100)
+    checkpoint_every_steps: int = number(0, 100_000)
+    choose: str = choice("last", "best")
 
     def __post_init__(self) -> None:
         """Checks every field.
@@ -148,6 +187,11 @@ class TrainingConfig:
                 "not_a_multiple",
                 multiple=RESOLUTION_STEP,
             )
+        if self.optimizer != "prodigy" and self.learning_rate > MAXIMUM_LEARNING_RATE:
+            low = FIELDS["learning_rate"].metadata["minimum"]
+            raise out_of_range("learning_rate", low, MAXIMUM_LEARNING_RATE)
+        if self.choose == "best" and self.validation_images == 0:
+            raise ConfigError("choose", "needs pictures that are held out", "needs_validation")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
@@ -245,6 +289,8 @@ def resolve_config(
     given = {name: value for name, value in asked.items() if value is not None}
     settings = {**(base.get("training") or {}).get(method, {}), **given}
     _refuse_unknown(settings)
+    if settings.get("optimizer") == "adamw8bit":
+        require_package("optimizer", "bitsandbytes")
 
     preset_name = check_text(FIELDS["preset"], settings.get("preset", PRESETS[0]))
     tune = check_text(FIELDS["tune"], settings.get("tune", TUNES[method][0]))
@@ -252,6 +298,9 @@ def resolve_config(
     preset = find_preset(preset_name, architecture, method, tune, native_size)
     values = _defaults_of(preset, native_size, base) | settings
     values |= {"preset": preset_name, "tune": tune}
+    if values["optimizer"] == "prodigy":
+        # What was tuned for an optimizer that is told its rate would not fit this one.
+        values |= {"learning_rate": 1.0, "lr_scheduler": "constant"} | given
     _complete_prior(values, method)
     config = TrainingConfig(**_complete(values, preset, num_images))
     check_method(config, method)
@@ -285,32 +334,19 @@ def _require_method(method: str) -> None:
 
 def _defaults_of(preset: Preset, native_size: int, base: Mapping[str, Any]) -> dict[str, Any]:
     is_tiny = native_size <= TINY_NATIVE_SIZE
-    return {
+    return COMMON | {
         "learning_rate": preset.learning_rate,
         "rank": preset.rank,
-        "dropout": 0.0,
-        "use_dora": False,
-        "train_text_encoder": False,
         "text_encoder_learning_rate": preset.text_encoder_learning_rate,
-        "instance_prompt": "",
-        "class_prompt": "",
         "num_class_images": preset.num_class_images,
         "use_ema": preset.use_ema,
         "ema_decay": preset.ema_decay,
-        "gradient_checkpointing": "auto",
         "train_batch_size": preset.train_batch_size,
-        "gradient_accumulation_steps": 1,
         "resolution": native_size,
-        "seed": 0,
-        "trigger_word": "",
-        "sample_prompts": (),
         "control_prompt": TINY_CONTROL_PROMPT if is_tiny else CONTROL_PROMPT,
         "sample_inference_steps": base.get("num_inference_steps") or 20,
         "sample_guidance_scale": base.get("guidance_scale") or 7.5,
         "lr_scheduler": preset.lr_scheduler,
-        "weight_decay": 0.01,
-        "max_grad_norm": 1.0,
-        "mixed_precision": "auto",
         "flip": preset.flip,
         "caption_dropout": preset.caption_dropout,
         "snr_gamma": preset.snr_gamma,
@@ -338,4 +374,17 @@ def _complete(values: dict[str, Any], preset: Preset, num_images: int) -> dict[s
     values.setdefault("alpha", checked["rank"])
     values.setdefault("lr_warmup_steps", round(steps * 0.05))
     values.setdefault("sample_every_steps", math.ceil(steps / 4))
+    _complete_validation(values, num_images)
     return values
+
+
+def _complete_validation(values: dict[str, Any], num_images: int) -> None:
+    """Holds pictures out where there are enough, and never the last one."""
+    by_default = sum(num_images >= enough for enough in VALIDATION_FROM)
+    if values["choose"] == "best" and num_images > 1:
+        by_default = max(1, by_default)
+    held_out = check_number(
+        FIELDS["validation_images"], values.setdefault("validation_images", by_default)
+    )
+    if held_out > max(0, num_images - 1) and num_images > 0:
+        raise out_of_range("validation_images", 0, num_images - 1)

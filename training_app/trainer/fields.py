@@ -6,6 +6,7 @@ Which settings there are stands in ``config``. Nothing of torch or Django is imp
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import unicodedata
 from typing import Any
@@ -19,7 +20,7 @@ class ConfigError(ValueError):
         message: A sentence in English.
         code: ``unknown_field``, ``wrong_type``, ``not_finite``, ``out_of_range``,
             ``not_a_choice``, ``not_a_multiple``, ``too_long``, ``too_many``, ``required``,
-            ``not_for_method`` or ``not_trainable``.
+            ``not_for_method``, ``not_trainable``, ``not_installed`` or ``needs_validation``.
         params: The values of the sentence, for a translation of it.
     """
 
@@ -51,6 +52,23 @@ def wrong_type(name: str, wanted: str) -> ConfigError:
     return ConfigError(name, f"must be {wanted}", "wrong_type", wanted=wanted)
 
 
+def out_of_range(name: str, minimum: float, maximum: float) -> ConfigError:
+    """The error of a number beyond its bounds."""
+    sentence = f"must be between {minimum:g} and {maximum:g}"
+    return ConfigError(name, sentence, "out_of_range", minimum=minimum, maximum=maximum)
+
+
+def require_package(field: str, package: str) -> None:
+    """Refuses a value that a package is needed for, if that is not installed.
+
+    Raises:
+        ConfigError: ``not_installed``.
+    """
+    if importlib.util.find_spec(package) is None:
+        sentence = f"needs {package}: install it with pip, or choose another value"
+        raise ConfigError(field, sentence, "not_installed", package=package)
+
+
 def check_number(field: dataclasses.Field[Any], value: Any) -> float:
     """The number, if it is one within the field's bounds; else a :class:`ConfigError`."""
     wanted = "a whole number" if field.type == "int" else "a number"
@@ -61,8 +79,7 @@ def check_number(field: dataclasses.Field[Any], value: Any) -> float:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(field.name, "must be a finite number", "not_finite")
     if not low <= value <= high:
-        sentence = f"must be between {low:g} and {high:g}"
-        raise ConfigError(field.name, sentence, "out_of_range", minimum=low, maximum=high)
+        raise out_of_range(field.name, low, high)
     if field.type == "int":
         if value != int(value):
             raise wrong_type(field.name, wanted)

@@ -94,13 +94,25 @@ def _bytes_of(tensor: torch.Tensor) -> bytes:
     return flat.view(torch.uint8).numpy().tobytes()
 
 
+def _order(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Wide types first, so that every tensor lies aligned."""
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
+def hash_data(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The SHA-256 of all that follows the header in the file of :func:`pack_tensors`."""
+    digest = sha256()
+    for name in _order(tensors):
+        digest.update(_bytes_of(tensors[name]))
+    return digest.hexdigest()
+
+
 def _lay_out(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Iterator[bytes]:
     """The blocks of a safetensors file in a fixed order: the header, then each tensor.
 
     Source: the format's description, huggingface/safetensors README.
     """
-    # Wide types first, so that every tensor lies aligned.
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    order = _order(tensors)
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     offset = 0
     for name in order:

@@ -15,15 +15,16 @@ import torch
 
 from models_app.architectures import get_architecture
 from models_app.loading import load_components
-from training_app.trainer.adapters import add_adapters
+from training_app.trainer.adapters import ADAPTER_NAME, add_adapters
 from training_app.trainer.config import TrainingConfig
+from training_app.trainer.fused_adapters import fuse_adapters
 from training_app.trainer.request import TrainingRequest
 
 
 def compute_dtype(config: TrainingConfig, device: str) -> torch.dtype:
     """What the networks compute in; what learns is fp32 in any case."""
-    if config.mixed_precision == "bf16":
-        return torch.bfloat16
+    if config.mixed_precision in ("bf16", "fp16"):
+        return torch.bfloat16 if config.mixed_precision == "bf16" else torch.float16
     if config.mixed_precision == "auto" and device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.float32
@@ -83,21 +84,22 @@ class Learner:
             dtype=dtype,
             device=request.device,
         )
-        self.parameters: dict[str, torch.nn.Parameter] = {}
+        found: dict[str, torch.nn.Parameter] = {}
         for component in components:
-            self.parameters |= self._free(component)
+            found |= self._free(component)
             self.networks[component].train()
+        self.parameters = dict(sorted(found.items()))
         self.average = MovingAverage(self.parameters, config.ema_decay) if config.use_ema else None
 
     def _free(self, component: str) -> dict[str, torch.nn.Parameter]:
         """Lets a network learn, and says which of its weights do."""
         network = self.networks[component]
         if not self._is_whole:
-            return add_adapters(network, self._config, component)
+            parameters = add_adapters(network, self._config, component)
+            fuse_adapters(network, ADAPTER_NAME)
+            return parameters
         network.requires_grad_(True)
-        return dict(
-            sorted((f"{component}.{name}", value) for name, value in network.named_parameters())
-        )
+        return {f"{component}.{name}": value for name, value in network.named_parameters()}
 
     @property
     def denoiser(self) -> Any:
@@ -166,9 +168,7 @@ class Learner:
             if component == self._family.denoiser:
                 network.enable_gradient_checkpointing()
             else:
-                network.gradient_checkpointing_enable(
-                    gradient_checkpointing_kwargs={"use_reentrant": False}
-                )
+                network.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def copy_weights(target: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:

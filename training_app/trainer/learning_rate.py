@@ -22,8 +22,3 @@ def learning_rate_factor(step: int, config: TrainingConfig) -> float:
         "linear": 1 - progress,
         "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
     }[config.lr_scheduler]
-
-
-def learning_rate_at(step: int, config: TrainingConfig) -> float:
-    """The denoiser's learning rate at a step, counted from 0."""
-    return config.learning_rate * learning_rate_factor(step, config)

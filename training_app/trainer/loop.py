@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 import time
 
-from training_app.trainer.checkpoint import save_checkpoint
+from training_app.trainer.checkpoint import checkpoint_folder, save_checkpoint
 from training_app.trainer.meter import LossMeter
 from training_app.trainer.preview import Previewer, Sample
 from training_app.trainer.reporting import Reporter, StopRun
 from training_app.trainer.request import TrainingRequest
 from training_app.trainer.training import Training
+from training_app.trainer.validation import held_out_loss
 
-#: Checkpoints are at most this share of the run apart.
+#: Unless asked otherwise, checkpoints are at most this share of the run apart.
 CHECKPOINT_SHARE = 10
 
 
@@ -26,7 +27,9 @@ class _Rhythm:
     def __init__(self, request: TrainingRequest) -> None:
         config = request.config
         self._sample_every = config.sample_every_steps
-        self._checkpoint_every = math.ceil(config.max_train_steps / CHECKPOINT_SHARE)
+        self._checkpoint_every = config.checkpoint_every_steps or math.ceil(
+            config.max_train_steps / CHECKPOINT_SHARE
+        )
         self._checkpoint_seconds = request.checkpoint_seconds
         self._last = config.max_train_steps
         self._saved_at = time.monotonic()
@@ -44,7 +47,12 @@ class _Rhythm:
 
 
 def train(
-    training: Training, previewer: Previewer, request: TrainingRequest, reporter: Reporter
+    training: Training,
+    previewer: Previewer,
+    request: TrainingRequest,
+    reporter: Reporter,
+    *,
+    save_first: bool = False,
 ) -> LossMeter:
     """Does steps until the run is over, or until the user wants to keep what there is.
 
@@ -53,19 +61,22 @@ def train(
         previewer: Makes the sample pictures.
         request: The run.
         reporter: Is told everything and asked whether to stop.
+        save_first: Whether where it stands is worth a checkpoint.
 
     Raises:
-        StopRun: If the run shall stop; for ``pause`` and ``yield`` a checkpoint was made.
+        StopRun: If the run shall stop; unless it was canceled a checkpoint was made.
         ChildError: ``non_finite_loss``.
         OSError: If a checkpoint cannot be written.
     """
     meter, rhythm = LossMeter(request.config), _Rhythm(request)
+    if save_first:
+        checkpoint_now(training, meter, request, reporter)
     saved_step = training.step
     while training.step < request.config.max_train_steps:
         reporter.phase("training")
         if how := reporter.stop_requested():
             meter.tell(training.step, reporter)
-            if how in ("pause", "yield") and training.step > saved_step:
+            if how in ("pause", "yield", "keep") and training.step > saved_step:
                 checkpoint_now(training, meter, request, reporter)
             if how == "keep" and training.step > 0:
                 reporter.keep()
@@ -97,7 +108,11 @@ def checkpoint_now(
     training: Training, meter: LossMeter, request: TrainingRequest, reporter: Reporter
 ) -> None:
     """Writes a checkpoint of where the training stands and tells the worker."""
-    folder, files = save_checkpoint(
-        request.output_folder / "checkpoints", training.state(meter.mean), request
-    )
-    reporter.send("checkpoint", step=training.step, folder=str(folder), files=files)
+    loss, step = held_out_loss(training), training.step
+    if loss is not None:
+        reporter.send("validation", step=step, loss=loss)
+    parent = request.output_folder / "checkpoints"
+    training.consider(loss, checkpoint_folder(parent, step))
+    folder, files = save_checkpoint(parent, training.state(meter.mean, loss), request)
+    training.settle(folder)
+    reporter.send("checkpoint", step=step, folder=str(folder), files=files, held_out_loss=loss)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import resource
+import sys
 from typing import Any, Protocol
 
 import torch
@@ -69,3 +71,12 @@ def _available_bytes(device: str) -> int:
     """The device's memory that is free or ours already."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_allocated(device)
+
+
+def peak_memory_bytes(device: str) -> int:
+    """The most memory that was held: of the GPU, else of this process."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    # macOS counts in bytes, Linux in KiB.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -11,8 +11,8 @@ import torch
 
 from studio_project.child_protocol import ChildError
 from training_app.trainer.config import TrainingConfig
-from training_app.trainer.learning_rate import learning_rate_at
 from training_app.trainer.reporting import Reporter
+from training_app.trainer.training import StepResult
 
 
 class LossMeter:
@@ -22,17 +22,17 @@ class LossMeter:
         """Starts to count the time.
 
         Args:
-            config: For the learning rates and the batch size.
+            config: For the batch size and the length of the run.
         """
         self._config = config
-        self._waiting: list[torch.Tensor] = []
+        self._waiting: list[StepResult] = []
         self._read_at = time.monotonic()
         self.images_per_second = 0.0
         self.mean: float | None = None
 
-    def add(self, loss: torch.Tensor) -> None:
-        """Takes the loss of one more step, without looking at it."""
-        self._waiting.append(loss)
+    def add(self, result: StepResult) -> None:
+        """Takes what one more step tells, without looking at it."""
+        self._waiting.append(result)
 
     def tell(self, step: int, reporter: Reporter) -> None:
         """Reads what waits and tells the worker.
@@ -46,7 +46,9 @@ class LossMeter:
         """
         if not self._waiting:
             return
-        losses = torch.stack(self._waiting).tolist()
+        losses, norms = torch.stack(
+            [torch.stack(numbers) for numbers in zip(*(r[:2] for r in self._waiting), strict=True)]
+        ).tolist()
         first = step - len(losses)
         for number, loss in enumerate(losses):
             if not math.isfinite(loss):
@@ -55,8 +57,8 @@ class LossMeter:
         seconds = max(1e-6, now - self._read_at)
         self.images_per_second = len(losses) * self._config.effective_batch_size / seconds
         self.mean = sum(losses) / len(losses)
+        rates = [result.learning_rate for result in self._waiting]
         self._waiting, self._read_at = [], now
-        rates = [learning_rate_at(first + number, self._config) for number in range(len(losses))]
         reporter.progress(
             "step",
             step=step,
@@ -64,7 +66,11 @@ class LossMeter:
             loss=self.mean,
             learning_rate=rates[-1],
             images_per_second=self.images_per_second,
-            history=[[first + n + 1, losses[n], rates[n]] for n in range(len(losses))],
+            history=[
+                # A gradient that overflows in fp16 is skipped and has no norm.
+                [first + n + 1, losses[n], rates[n], norms[n] if math.isfinite(norms[n]) else None]
+                for n in range(len(losses))
+            ],
         )
 
     @contextmanager

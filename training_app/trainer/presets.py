@@ -86,6 +86,18 @@ _TINY_ADAPTERS = {
     "style": Preset(1.5e-3, 16, 200, 3000, 6000, flip=True, targets="attention+feed_forward"),
     "object": Preset(2e-3, 16, 220, 3000, 6000, targets="attention+feed_forward"),
 }
+# Pictures of the class double a step.
+_TINY_DREAMBOOTH = _with(
+    _TINY_ADAPTERS, passes_per_image=150, minimum_passes=2000, maximum_passes=4000
+)
+_TINY_WHOLE = {
+    "character": Preset(2e-4, 16, 180, 2400, 4800, text_encoder_learning_rate=2e-5),
+    "style": Preset(1.5e-4, 16, 150, 2400, 4800, flip=True, text_encoder_learning_rate=2e-5),
+    "object": Preset(2e-4, 16, 160, 2400, 4800, text_encoder_learning_rate=2e-5),
+}
+_TINY_WHOLE_DREAMBOOTH = _with(
+    _TINY_WHOLE, passes_per_image=100, minimum_passes=1200, maximum_passes=2400
+)
 
 #: By architecture, then by method and by what learns.
 _SD = {
@@ -102,11 +114,40 @@ _SDXL = {
 _SDXL["dreambooth", "adapters"] = _SDXL["lora", "adapters"]
 _TINY = {
     ("lora", "adapters"): _TINY_ADAPTERS,
-    ("dreambooth", "adapters"): _TINY_ADAPTERS,
-    ("dreambooth", "unet"): _TINY_ADAPTERS,
-    ("full", "unet"): _TINY_ADAPTERS,
+    ("dreambooth", "adapters"): _with(_TINY_DREAMBOOTH, num_class_images=32),
+    ("dreambooth", "unet"): _with(_TINY_WHOLE_DREAMBOOTH, num_class_images=32),
+    ("full", "unet"): _TINY_WHOLE,
 }
 _BY_ARCHITECTURE = {"sd1": _SD, "sd2": _SD, "sdxl": _SDXL}
+
+#: Defaults that no preset changes.
+COMMON: dict[str, Any] = {
+    "dropout": 0.0,
+    "use_dora": False,
+    "train_text_encoder": False,
+    "instance_prompt": "",
+    "class_prompt": "",
+    "gradient_checkpointing": "auto",
+    "gradient_accumulation_steps": 1,
+    "seed": 0,
+    "trigger_word": "",
+    "sample_prompts": (),
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "mixed_precision": "auto",
+    "optimizer": "adamw",
+    "loss": "l2",
+    "huber_delta": 0.1,
+    "noise_offset": 0.0,
+    "caption_prefix": "",
+    "shuffle_captions": False,
+    "keep_tokens": 0,
+    "caption_variants": 4,
+    "crop": "center",
+    "crop_variants": 4,
+    "checkpoint_every_steps": 0,
+    "choose": "last",
+}
 
 #: A prompt without the trigger word: its sample shows what the base model loses.
 CONTROL_PROMPT = "a photograph of a house beside a lake"

@@ -8,7 +8,6 @@ with them, the training goes on.
 from __future__ import annotations
 
 import gc
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from PIL import Image
 from models_app.architectures import get_architecture
 from models_app.loading import load_components, load_noise_scheduler, make_pipeline
 from training_app.trainer.cache import PromptBank
+from training_app.trainer.captions import has_word
 from training_app.trainer.config import MAXIMUM_SEED
 from training_app.trainer.dataset import Example
 from training_app.trainer.export import RenderSettings, render
@@ -75,8 +75,7 @@ def choose_prompts(examples: Sequence[Example], request: TrainingRequest) -> lis
     if not prompts:
         prompts = list(dict.fromkeys(example.prompt for example in examples))[:AUTOMATIC_PROMPTS]
     control, word = config.control_prompt, config.trigger_word
-    has_word = bool(word) and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", control, re.IGNORECASE)
-    if control and not has_word and control not in prompts:
+    if control and control not in prompts and not (word and has_word(control, word)):
         prompts.append(control)
     return prompts
 

@@ -94,11 +94,14 @@ class Reporter:
     def raise_if_stopped(self, step: int = 0) -> None:
         """Ends work that leaves nothing worth keeping.
 
+        The wish to keep what there is never breaks off such work: it is obeyed between steps.
+
         Args:
             step: Optimizer steps done.
 
         Raises:
             StopRun: If the run shall stop.
         """
-        if how := self.stop_requested():
+        how = self.stop_requested()
+        if how and how != "keep":
             raise StopRun(how, step)

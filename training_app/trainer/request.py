@@ -15,6 +15,8 @@ from typing import Any
 
 from training_app.trainer.config import TrainingConfig, check_method
 
+MAXIMUM_REPEATS = 1000
+
 
 @dataclass(frozen=True)
 class TrainingImage:
@@ -27,6 +29,7 @@ class TrainingImage:
         pixel_sha256: Hash of the decoded pixels, which names it in caches.
         width: In pixels.
         height: In pixels.
+        repeats: How often it is shown where another picture is shown once.
     """
 
     id: str
@@ -35,18 +38,28 @@ class TrainingImage:
     pixel_sha256: str
     width: int
     height: int
+    repeats: int = 1
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingImage:
-        """Reads one entry of the manifest."""
-        return cls(
+        """Reads one entry of the manifest.
+
+        Raises:
+            KeyError: If something is missing.
+            ValueError: If a size or the repeats cannot be used.
+        """
+        image = cls(
             id=str(values["id"]),
             path=Path(values["path"]),
             caption=str(values.get("caption") or ""),
             pixel_sha256=str(values["pixel_sha256"]),
             width=int(values["width"]),
             height=int(values["height"]),
+            repeats=int(values.get("repeats", 1)),
         )
+        if min(image.width, image.height) < 1 or not 1 <= image.repeats <= MAXIMUM_REPEATS:
+            raise ValueError(f"picture {image.id} has no size or too many repeats")
+        return image
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,7 @@ class TrainingRequest:
         output_folder: Where weights, samples and checkpoints go.
         cache_folder: Where latents and prompt embeddings are kept between runs.
         resume_folder: A checkpoint, or a folder of them, to go on from.
+        extends: Steps of the finished run that this one makes longer; 0 if it is none.
         device: ``cpu``, ``cuda:0``, ``mps``.
         threads: CPU threads of torch; 0 leaves the library's choice.
         checkpoint_seconds: Longest time between two checkpoints.
@@ -78,6 +92,7 @@ class TrainingRequest:
     output_folder: Path
     cache_folder: Path
     resume_folder: Path | None
+    extends: int
     device: str
     threads: int
     checkpoint_seconds: float
@@ -111,6 +126,7 @@ class TrainingRequest:
             output_folder=Path(values["output_folder"]),
             cache_folder=Path(values["cache_folder"]),
             resume_folder=Path(resume) if resume else None,
+            extends=int(values.get("extends") or 0),
             device=str(values.get("device") or "cpu"),
             threads=int(values.get("threads") or 0),
             checkpoint_seconds=float(values.get("checkpoint_seconds") or 120),
@@ -120,17 +136,27 @@ class TrainingRequest:
     @property
     def identity(self) -> str:
         """Hash of what decides the weights: only an equal run may go on from a checkpoint."""
-        config = self.config.as_dict()
+        return self._identity(self.config.max_train_steps)
+
+    @property
+    def identities(self) -> frozenset[str]:
+        """The runs whose checkpoints this one may go on from: itself, and the one it extends."""
+        before = self.extends or self.config.max_train_steps
+        return frozenset({self.identity, self._identity(before)})
+
+    def _identity(self, max_train_steps: int) -> str:
+        config = self.config.as_dict() | {"max_train_steps": max_train_steps}
         for name in _WITHOUT_INFLUENCE:
             config.pop(name)
-        images = [[image.pixel_sha256, image.caption] for image in self.images]
+        images = [[image.pixel_sha256, image.caption, image.repeats] for image in self.images]
         base = [self.architecture, self.metadata.get("base_sha256", "")]
         content = [*base, self.method, config, images]
         return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-#: Settings of sample pictures, which never touch the training.
+#: Settings of samples and checkpoints, which never touch the training.
 _WITHOUT_INFLUENCE = (
+    "checkpoint_every_steps",
     "sample_prompts",
     "control_prompt",
     "sample_every_steps",

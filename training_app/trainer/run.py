@@ -7,87 +7,106 @@ came out.
 from __future__ import annotations
 
 import gc
-import resource
 import shutil
-import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from models_app.architectures import ARCHITECTURES
+from models_app.inspection import read_json
+from models_app.kohya_file import to_kohya
 from models_app.loading import LoadingError
 from studio_project.child_protocol import ChildError
-from training_app.trainer.cache import LatentBank, cache_latents, cache_prompts
+from training_app.trainer.attempts import train_through
+from training_app.trainer.cache import LatentBank, PromptBank, cache_latents, cache_prompts
 from training_app.trainer.checkpoint import find_checkpoint
+from training_app.trainer.checks import report_problems
 from training_app.trainer.class_images import ClassImages
 from training_app.trainer.config import ConfigError
 from training_app.trainer.dataset import Example, make_examples
-from training_app.trainer.export import export_lora, verify_export
+from training_app.trainer.export import RenderSettings, export_lora, verify_export
 from training_app.trainer.files import CorruptFileError
 from training_app.trainer.folder_export import export_folder, verify_folder
 from training_app.trainer.learner import compute_dtype
-from training_app.trainer.loop import sample_now, train
-from training_app.trainer.memory import settle_checkpointing
+from training_app.trainer.loop import sample_now
+from training_app.trainer.memory import peak_memory_bytes, settle_checkpointing
+from training_app.trainer.preflight import measure_steps
 from training_app.trainer.preview import Previewer, Sample, choose_prompts
+from training_app.trainer.recovery import Adjustments, is_out_of_memory
 from training_app.trainer.reporting import Channel, Reporter, StopRun
-from training_app.trainer.request import TrainingImage, TrainingRequest
+from training_app.trainer.request import TrainingRequest
 from training_app.trainer.training import Training
+from training_app.trainer.validation import take_best
 
 WEIGHTS_NAME = "adapter.safetensors"
+KOHYA_NAME = "adapter.kohya.safetensors"
 FOLDER_NAME = "model"
 #: On a CPU in fp32 the exported file must give the trained network's own picture.
 EXPORT_TOLERANCE = 2 / 255
 
 
 def run(channel: Channel, values: Mapping[str, Any]) -> None:
-    """Does one training and says how it ended: ``done`` or ``stopped``.
+    """Does one training, or measures its steps, and says how it ended: ``done`` or ``stopped``.
 
     Args:
         channel: Where messages go and wishes come from.
         values: The request as it came over the pipe.
 
     Raises:
-        ChildError: ``model_incompatible``, ``non_finite_loss``, ``out_of_memory`` or
-            ``internal`` (a request that the site should not have sent).
+        ChildError: ``model_incompatible``, ``non_finite_loss``, ``out_of_memory``,
+            ``checkpoint_gone``, ``invalid_request`` (an optimizer that is not installed here)
+            or ``internal`` (a request that the site should not have sent).
         OSError: If files cannot be read or written.
     """
     reporter = Reporter(channel)
     try:
-        _run(TrainingRequest.from_dict(values), reporter)
+        request = TrainingRequest.from_dict(values)
+        _settle(request)
+        if values.get("dry_run"):
+            metrics = measure_steps(request, reporter)
+            reporter.send("done", outputs={}, metrics=metrics)
+        else:
+            _run(request, reporter)
     except StopRun as stop:
         reporter.send("stopped", how=stop.how, step=stop.step)
     except ConfigError as exc:
-        raise ChildError("internal", field=exc.field, detail=exc.message) from exc
+        # Only what this machine lacks can be news to the site.
+        code = "invalid_request" if exc.code == "not_installed" else "internal"
+        raise ChildError(code, field=exc.field, detail=exc.message) from exc
     except LoadingError as exc:
         raise ChildError("model_incompatible", detail=str(exc)) from exc
     except RuntimeError as exc:
-        # The CPU allocator has no exception class of its own.
-        if "can't allocate memory" in str(exc):
+        if is_out_of_memory(exc):
             raise ChildError("out_of_memory") from exc
         raise
 
 
-def _run(request: TrainingRequest, reporter: Reporter) -> None:
-    reporter.phase("preparing")
+def _settle(request: TrainingRequest) -> None:
+    """Refuses a family that cannot be trained, and takes the threads that are given."""
     family = ARCHITECTURES.get(request.architecture)
     if family is None or not family.trainable:
         raise ChildError("model_incompatible", architecture=request.architecture)
     if request.threads > 0:
         torch.set_num_threads(request.threads)
-    request.output_folder.mkdir(parents=True, exist_ok=True)
-    examples = make_examples(
-        captioned(request),
-        resolution=request.config.resolution,
-        trigger_word=request.config.trigger_word,
-    )
 
-    training, previewer = _load(examples, request, reporter)
+
+def _run(request: TrainingRequest, reporter: Reporter) -> None:
+    reporter.phase("preparing")
+    request.output_folder.mkdir(parents=True, exist_ok=True)
+    examples = make_examples(request.images, request.config)
+    if request.resume_folder is None:
+        report_problems(examples, request, reporter)
+
+    begin = partial(_begin, _prepare(examples, request, reporter), request, reporter)
+    training, previewer = begin(request.resume_folder, None)
     started_at, first_step = time.monotonic(), training.step
-    meter = train(training, previewer, request, reporter)
+    training, previewer, meter = train_through(training, previewer, begin, request, reporter)
     metrics = {
         "steps": training.step,
         "train_seconds": round(time.monotonic() - started_at, 3),
@@ -95,6 +114,7 @@ def _run(request: TrainingRequest, reporter: Reporter) -> None:
         "loss": meter.mean,
         "images_per_second": meter.images_per_second,
     }
+    take_best(training)
     samples = sample_now(training, previewer, reporter)
     # Everything is in the last checkpoint: a worker that must go loses nothing.
     reporter.raise_if_stopped(training.step)
@@ -103,47 +123,90 @@ def _run(request: TrainingRequest, reporter: Reporter) -> None:
     reporter.send(
         "done",
         outputs=outputs,
-        metrics=metrics | {"peak_memory_bytes": _peak_memory_bytes(request.device)},
+        metrics=metrics | {"peak_memory_bytes": peak_memory_bytes(request.device)},
     )
 
 
-def captioned(request: TrainingRequest) -> list[TrainingImage]:
-    """The pictures; in DreamBooth those without a caption have the instance prompt."""
-    return [
-        image if image.caption.strip() else replace(image, caption=request.config.instance_prompt)
-        for image in request.images
-    ]
+@dataclass(frozen=True)
+class _Material:
+    """What is trained on, ready on the device.
+
+    Attributes:
+        examples: The own pictures.
+        class_examples: Pictures of the class that is preserved.
+        latents: The posteriors of those, then of these.
+        prompts: Their conditioning; ``None`` if text encoders learn.
+        sample_prompts: What the sample pictures show.
+    """
+
+    examples: Sequence[Example]
+    class_examples: Sequence[Example]
+    latents: LatentBank
+    prompts: PromptBank | None
+    sample_prompts: Sequence[str]
 
 
-def _load(
+def _prepare(
     examples: Sequence[Example], request: TrainingRequest, reporter: Reporter
-) -> tuple[Training, Previewer]:
-    """Fills the caches, then loads what learns and the checkpoint to go on from."""
+) -> _Material:
+    """Fills the caches."""
     config = request.config
     class_examples, latents = _cache_pictures(examples, request, reporter)
     prompts = choose_prompts(examples, request)
     bank = None
     if not config.train_text_encoder:
-        texts = [example.prompt for example in (*examples, *class_examples)]
+        texts = [text for each in (*examples, *class_examples) for text in each.prompts]
         dtype = compute_dtype(config, request.device)
         bank = cache_prompts([*texts, *prompts], request, dtype, reporter)
     reporter.phase("preparing")
+    return _Material(examples, class_examples, latents, bank, prompts)
+
+
+def _begin(
+    material: _Material,
+    request: TrainingRequest,
+    reporter: Reporter,
+    resume_folder: Path | None,
+    adjustments: Adjustments | None,
+) -> tuple[Training, Previewer]:
+    """Loads what learns and the checkpoint to go on from.
+
+    Args:
+        material: What is trained on.
+        request: The run.
+        reporter: Is told from where it goes on.
+        resume_folder: A checkpoint, or a folder of them.
+        adjustments: What a fault has changed; ``None`` at the beginning of the run.
+    """
     try:
-        training = Training(request, examples, latents, bank, class_examples)
+        training = Training(
+            request, material.examples, material.latents, material.prompts, material.class_examples
+        )
+    except ConfigError:
+        raise
     except ValueError as exc:
         raise ChildError("model_incompatible", detail=str(exc)) from exc
-    settle_checkpointing(training, config.gradient_checkpointing, request.device)
     checkpoint = find_checkpoint(
-        request,
+        replace(request, resume_folder=resume_folder),
         training.learner.parameters,
         lambda name: reporter.note("checkpoint_skipped", checkpoint=name),
     )
     if checkpoint is not None:
         training.restore(checkpoint)
+    if adjustments is not None:
+        training.adjustments = adjustments
+    elif checkpoint is not None:
         reporter.note("resumed", step=checkpoint.step)
-    elif request.resume_folder is not None:
+    elif request.extends:
+        # Without the run before, this would be another training.
+        raise ChildError("checkpoint_gone")
+    elif resume_folder is not None:
         reporter.note("started_anew")
-    return training, Previewer(request, training.learner, training.prompts, prompts, reporter)
+    settle_checkpointing(training, request.config.gradient_checkpointing, request.device)
+    previewer = Previewer(
+        request, training.learner, training.prompts, material.sample_prompts, reporter
+    )
+    return training, previewer
 
 
 def _cache_pictures(
@@ -178,7 +241,8 @@ def _save(
     """
     request, step = training.request, training.step
     is_folder = request.config.tune == "unet"
-    path = request.output_folder / (FOLDER_NAME if is_folder else WEIGHTS_NAME)
+    names = [FOLDER_NAME] if is_folder else [WEIGHTS_NAME, KOHYA_NAME]
+    paths = [request.output_folder / name for name in names]
     weights = {name: value.detach().cpu() for name, value in training.learner.weights().items()}
     settings = previewer.settings[0]
     # The plain pipeline gets the memory of the trained network.
@@ -186,30 +250,29 @@ def _save(
     previewer.release()
     gc.collect()
     if is_folder:
-        export_folder(path, weights, request)
+        export_folder(paths[0], weights, request)
     else:
-        export_lora(path, weights, request, step)
-    dtype = compute_dtype(request.config, request.device)
+        export_lora(paths[0], weights, request, step)
+        unet_config = read_json(request.base_folder / "unet" / "config.json")
+        paths[1].unlink(missing_ok=True)
+        to_kohya(*paths, architecture=request.architecture, unet_config=unet_config)
     try:
-        pixels = (verify_folder if is_folder else verify_export)(
-            path,
-            weights,
-            request,
-            settings,
-            dtype=dtype,
-            on_step=lambda: reporter.raise_if_stopped(step),
+        pictures = _prove(
+            paths, weights, request, settings, lambda: reporter.raise_if_stopped(step)
         )
         own = [sample.pixels for sample in samples if sample.index == 0]
-        if own and request.device == "cpu" and dtype == torch.float32:
-            _require_same_picture(pixels, own[0])
+        if own and request.device == "cpu" and _dtype(request) == torch.float32:
+            for pixels in pictures:
+                _require_same_picture(pixels, own[0])
     except CorruptFileError:
-        shutil.rmtree(path, ignore_errors=True)
-        path.unlink(missing_ok=True)
+        for path in paths:
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
         raise
     return {
         "layout": "folder" if is_folder else "file",
-        "weights": str(path),
-        "kohya": None,
+        "weights": str(paths[0]),
+        "kohya": None if is_folder else str(paths[1]),
         "step": step,
         # Their prompts have been told; many long ones would not fit into a line.
         "samples": [
@@ -219,16 +282,25 @@ def _save(
     }
 
 
+def _dtype(request: TrainingRequest) -> torch.dtype:
+    return compute_dtype(request.config, request.device)
+
+
+def _prove(
+    paths: Sequence[Path],
+    weights: Mapping[str, torch.Tensor],
+    request: TrainingRequest,
+    settings: RenderSettings,
+    on_step: Callable[[], None],
+) -> list[np.ndarray]:
+    """A picture made with each of the files or with the folder that was written."""
+    dtype = _dtype(request)
+    if request.config.tune == "unet":
+        return [verify_folder(paths[0], weights, request, settings, dtype=dtype, on_step=on_step)]
+    return verify_export(paths, weights, request, settings, dtype=dtype, on_step=on_step)
+
+
 def _require_same_picture(pixels: np.ndarray, own: np.ndarray) -> None:
     difference = float(np.abs(pixels - own).max())
     if difference > EXPORT_TOLERANCE:
         raise CorruptFileError(f"the weights file gives another picture (by {difference:.4f})")
-
-
-def _peak_memory_bytes(device: str) -> int:
-    """The most memory that was held: of the GPU, else of this process."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    # macOS counts in bytes, Linux in KiB.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -11,6 +11,9 @@ is preserved; C, h, w channels and sides of latents.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -18,11 +21,12 @@ from models_app.architectures import Conditioning, denoiser_arguments, get_archi
 from models_app.loading import load_components
 from training_app.trainer.buckets import Bucket
 from training_app.trainer.cache import LatentBank, PromptBank
-from training_app.trainer.checkpoint import Checkpoint, optimizer_state, restore_optimizer
-from training_app.trainer.dataset import Example, ImageSampler
+from training_app.trainer.checkpoint import BEST, Best, Checkpoint
+from training_app.trainer.dataset import Example, ImageSampler, choose_held_out
 from training_app.trainer.learner import Learner, compute_dtype
-from training_app.trainer.learning_rate import learning_rate_at, learning_rate_factor
+from training_app.trainer.learning_rate import learning_rate_factor
 from training_app.trainer.objective import Draws, Objective, draw
+from training_app.trainer.optimizers import WeightUpdate
 from training_app.trainer.prompts import LivePrompts
 from training_app.trainer.randomness import (
     derive_seed,
@@ -30,12 +34,33 @@ from training_app.trainer.randomness import (
     restore_global_states,
     step_generator,
 )
+from training_app.trainer.recovery import Adjustments
 from training_app.trainer.request import TrainingRequest
-from training_app.trainer.sizes import make_size_ids
+
+
+class StepResult(NamedTuple):
+    """What an optimizer step tells of itself.
+
+    Attributes:
+        loss: On the device; not a number if a gradient was not finite.
+        grad_norm: Norm of the gradients before clipping, on the device.
+        learning_rate: Of the denoiser; with Prodigy the one that it has found.
+    """
+
+    loss: torch.Tensor
+    grad_norm: torch.Tensor
+    learning_rate: float
 
 
 class Training:
-    """Networks that learn: everything that changes from step to step."""
+    """Networks that learn: everything that changes from step to step.
+
+    Attributes:
+        step: Optimizer steps done.
+        adjustments: What faults have changed about the run.
+        best: The checkpoint with the lowest held-out loss so far.
+        saved: Where its last checkpoint lies.
+    """
 
     def __init__(
         self,
@@ -65,18 +90,22 @@ class Training:
             request.base_folder, request.architecture, only=("scheduler",)
         )["scheduler"]
         self.learner = Learner(request)
-        self._weights = list(self.learner.parameters.values())
-        self.optimizer = torch.optim.AdamW(
-            self.learner.groups(), weight_decay=self.config.weight_decay, fused=True
+        self.update = WeightUpdate(
+            self.config, self.learner.groups(), dtype=self._dtype, device=request.device
         )
-        self._objective = Objective(
-            noise_scheduler, snr_gamma=self.config.snr_gamma, device=request.device
+        self.objective = Objective(
+            noise_scheduler,
+            snr_gamma=self.config.snr_gamma,
+            device=request.device,
+            huber_delta=self.config.huber_delta if self.config.loss == "huber" else None,
         )
-        self.sampler = ImageSampler(
-            [example.bucket for example in examples], self.config.train_batch_size, self.config.seed
-        )
+        self.held_out = choose_held_out(len(examples), self.config)
+        members = [n for n in range(len(examples)) if n not in self.held_out]
+        self.sampler = ImageSampler(examples, members, self.config.seed)
         self._take(examples, class_examples, latents, prompts)
-        self.step = 0
+        self.step, self.adjustments = 0, Adjustments()
+        self.best: Best | None = None
+        self.saved: Path | None = None
 
     def _take(
         self,
@@ -87,106 +116,107 @@ class Training:
     ) -> None:
         """Keeps what is trained on where steps find it by number."""
         together = [*examples, *class_examples]
-        texts = [example.prompt for example in together]
-        self._latents, self._buckets = latents, [example.bucket for example in together]
+        self.latents, self.buckets = latents, [example.bucket for example in together]
+        texts = [text for example in together for text in example.prompts]
         self.prompts = prompts or LivePrompts(self.request, self.learner.networks, texts)
-        self._rows = torch.tensor(latents.rows)
-        self._places = torch.tensor([self.prompts.places[text] for text in texts])
-        self._size_ids = make_size_ids(self._family, together, latents, self.request.device)
+        self._places = [[self.prompts.places[text] for text in each.prompts] for each in together]
         self._class_members = {
-            bucket: torch.tensor(
-                [n for n in range(len(examples), len(together)) if self._buckets[n] == bucket]
-            )
-            for bucket in set(self._buckets)
+            bucket: [n for n in range(len(examples), len(together)) if self.buckets[n] == bucket]
+            for bucket in set(self.buckets)
         }
 
-    def do_step(self) -> torch.Tensor:
-        """One optimizer step.
+    @property
+    def micro_batches(self) -> tuple[int, int]:
+        """Own pictures per micro-batch, and micro-batches per step."""
+        return self.adjustments.micro_batches(self.config)
 
-        Returns:
-            Its loss, on the device; not a number if a gradient was not finite.
-        """
-        config = self.config
-        factor = learning_rate_factor(self.step, config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_learning_rate"] * factor
+    def do_step(self) -> StepResult:
+        """One optimizer step; if something about it is not finite, no weight changes."""
+        rate = self.update.set_rate(self._rate_factor(self.step))
+        size, count = self.micro_batches
         losses = []
-        for micro_batch in range(config.gradient_accumulation_steps):
-            loss = self._do_micro_batch(micro_batch) / config.gradient_accumulation_steps
-            loss.backward()  # type: ignore[no-untyped-call]
+        for micro_batch in range(count):
+            loss = self._do_micro_batch(micro_batch, size) / count
+            self.update.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-        norm = self._update()
+        norm = self.update.apply()
         if self.learner.average is not None:
             self.learner.average.update(self.step)
         self.step += 1
-        # Adds nothing, but makes a gradient that is not finite seen with the loss.
-        return torch.stack(losses).sum() + 0 * norm
+        loss = torch.stack(losses).sum() + self.update.fault(norm)
+        return StepResult(loss, norm, rate)
 
-    def _do_micro_batch(self, micro_batch: int) -> torch.Tensor:
+    def _rate_factor(self, step: int) -> float:
+        """Share of their peaks that learning rates have at a step."""
+        return learning_rate_factor(step, self.config) * self.adjustments.learning_rate_factor
+
+    def _do_micro_batch(self, micro_batch: int, size: int) -> torch.Tensor:
         names = (self.step, micro_batch)
-        bucket, dealt = self.sampler.deal()
-        members = torch.tensor(dealt)
+        bucket, members = self.sampler.deal(size)
         if self.config.has_prior:
             generator = step_generator(derive_seed(self.config.seed, "class"), *names)
             others = self._class_members[bucket]
-            picks = torch.randint(len(others), (len(dealt),), generator=generator)
-            members = torch.cat([members, others[picks]])
+            picks = torch.randint(len(others), (size,), generator=generator).tolist()
+            members += [others[pick] for pick in picks]
         draws = self._draw(bucket, len(members), step_generator(self.config.seed, *names))
         # Dropout inside the networks draws from the libraries' own state.
         torch.manual_seed(derive_seed(self.config.seed, "dropout", *names))
-        return self._loss(bucket, members, draws)
+        return self._weigh(*self.predict(bucket, members, draws))
 
     def _draw(self, bucket: Bucket, count: int, generator: torch.Generator) -> Draws:
         return draw(
             generator,
-            (count, *self._latents.mean[bucket].shape[2:]),
-            num_timesteps=self._objective.num_timesteps,
-            num_variants=self._latents.variants,
+            (count, *self.latents.mean[bucket].shape[1:]),
+            num_timesteps=self.objective.num_timesteps,
             caption_dropout=self.config.caption_dropout,
+            noise_offset=self.config.noise_offset,
         )
 
-    def _loss(self, bucket: Bucket, members: torch.Tensor, draws: Draws) -> torch.Tensor:
-        """The loss of a micro-batch.
+    def predict(
+        self, bucket: Bucket, members: Sequence[int], draws: Draws
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the denoiser makes of some pictures.
 
         Args:
-            bucket: Of all its pictures.
-            members: (B,) which ones, by their places among all examples, on the CPU.
-            draws: All that is random in it.
+            bucket: Of all of them.
+            members: Which ones, by their places among all examples.
+            draws: All that is random about it.
+
+        Returns:
+            model_pred and target (B, C, h, w) and timesteps (B,), on the device.
         """
         device = self.request.device
-        mean, std = self._latents.mean[bucket], self._latents.std[bucket]
+        rows = torch.tensor(_chosen([self.latents.rows[n] for n in members], draws.variants))
+        places = torch.tensor(_chosen([self._places[n] for n in members], draws.captions))
         # The empty prompt has a place of its own: a dropped caption is another index.
-        places = torch.where(
-            draws.keeps_caption, self._places[members], self.prompts.places[""]
-        ).to(device)
-        picked = (self._rows[members].to(device), draws.variants.to(device))
-        noise, timesteps = draws.noise.to(device), draws.timesteps.to(device)
+        places = torch.where(draws.keeps_caption, places, self.prompts.places[""])
+        rows, noise, timesteps = (t.to(device) for t in (rows, draws.noise, draws.timesteps))
 
-        latents = mean[picked] + std[picked] * draws.posterior_noise.to(device)
-        noisy_latents = self._objective.add_noise(latents, noise, timesteps)
+        mean, std = self.latents.mean[bucket][rows], self.latents.std[bucket][rows]
+        latents = mean + std * draws.posterior_noise.to(device)
+        noisy_latents = self.objective.add_noise(latents, noise, timesteps)
         with torch.autocast(
             torch.device(device).type, self._dtype, enabled=self._dtype != torch.float32
         ):
-            tensors = dict(self.prompts.pick(places).tensors)
-            if self._size_ids is not None:
-                tensors["time_ids"] = self._size_ids[bucket][picked]
+            tensors = dict(self.prompts.pick(places.to(device)).tensors)
+            if bucket in self.latents.sizes:
+                tensors["time_ids"] = self.latents.sizes[bucket][rows]
             model_pred = self.learner.denoiser(
                 noisy_latents.to(self._dtype),
                 timesteps,
                 return_dict=False,
                 **denoiser_arguments(self._family, Conditioning(tensors)),
             )[0]
-        target = self._objective.target(latents, noise, timesteps)
-        return self._weigh(model_pred, target, timesteps)
+        return model_pred, self.objective.target(latents, noise, timesteps), timesteps
 
     def _weigh(
         self, model_pred: torch.Tensor, target: torch.Tensor, timesteps: torch.Tensor
     ) -> torch.Tensor:
         """The loss of the own pictures, and that of the class's by its weight."""
         if not self.config.has_prior:
-            return self._objective.loss(model_pred, target, timesteps)
+            return self.objective.loss(model_pred, target, timesteps)
         own, prior = (
-            self._objective.loss(*halves)
+            self.objective.loss(*halves)
             for halves in zip(
                 *(whole.chunk(2) for whole in (model_pred, target, timesteps)), strict=True
             )
@@ -195,57 +225,71 @@ class Training:
 
     def rehearse(self) -> None:
         """Does what needs most memory in a step, and forgets it: nothing changes."""
-        bucket = max(self._latents.mean, key=lambda each: each.width * each.height)
-        count = self.config.train_batch_size * (2 if self.config.has_prior else 1)
-        of_bucket = [n for n, each in enumerate(self._buckets) if each == bucket]
-        members = torch.tensor([of_bucket[n % len(of_bucket)] for n in range(count)])
+        bucket = max(self.latents.mean, key=lambda each: each.width * each.height)
+        count = self.micro_batches[0] * (2 if self.config.has_prior else 1)
+        of_bucket = [n for n, each in enumerate(self.buckets) if each == bucket]
+        members = [of_bucket[n % len(of_bucket)] for n in range(count)]
         try:
             draws = self._draw(bucket, count, torch.Generator().manual_seed(0))
-            self._loss(bucket, members, draws).backward()  # type: ignore[no-untyped-call]
+            self._weigh(*self.predict(bucket, members, draws)).backward()  # type: ignore[no-untyped-call]
         finally:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.update.forget()
 
-    def _update(self) -> torch.Tensor:
-        """Clips and applies the gradients; if one is not finite, nothing changes.
+    def state(self, loss: float | None, held_out_loss: float | None) -> Checkpoint:
+        """Everything that changes from step to step.
 
-        Returns:
-            The gradients' norm before clipping, on the device.
+        Args:
+            loss: Mean of the last steps that were read.
+            held_out_loss: Loss of the held-out pictures now, if there are any.
         """
-        gradients = [weight.grad for weight in self._weights if weight.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-        if self.config.max_grad_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(
-                self._weights, self.config.max_grad_norm, norm, foreach=True
-            )
-        # The fused optimizer reads this on the device and skips the update; the host
-        # learns of it from the loss.
-        self.optimizer.found_inf = torch.isfinite(norm).logical_not().float()  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
-
-    def state(self, loss: float | None) -> Checkpoint:
-        """Everything that changes from step to step."""
         average = self.learner.average
         return Checkpoint(
             step=self.step,
             position=self.sampler.position,
             weights=self.learner.parameters,
             average=None if average is None else average.weights,
-            optimizer=optimizer_state(self.optimizer, self.learner.parameters),
+            optimizer=self.update.state(self.learner.parameters),
             random_states=global_states(),
-            learning_rate=learning_rate_at(max(0, self.step - 1), self.config),
+            learning_rate=self.config.learning_rate * self._rate_factor(max(0, self.step - 1)),
             loss=loss,
+            held_out_loss=held_out_loss,
+            adjustments=self.adjustments,
+            best=self.best,
         )
+
+    def consider(self, held_out_loss: float | None, folder: Path) -> None:
+        """Takes the weights for the best ones if they are, and if the run wants those.
+
+        Args:
+            held_out_loss: How good they are.
+            folder: The checkpoint that they go into.
+        """
+        if self.config.choose != "best" or held_out_loss is None:
+            return
+        if self.best is None or held_out_loss < self.best.held_out_loss:
+            self.best = Best(self.step, held_out_loss, folder)
+
+    def settle(self, folder: Path) -> None:
+        """Remembers where the last checkpoint lies, with the best weights so far."""
+        self.saved = folder
+        if self.best is not None and self.best.step != self.step:
+            self.best = replace(self.best, folder=folder / BEST)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes back, or on, to a checkpoint of the same run."""
         self.learner.load(checkpoint.weights, checkpoint.average)
-        restore_optimizer(self.optimizer, self.learner.parameters, checkpoint.optimizer)
+        self.update.restore(self.learner.parameters, checkpoint.optimizer)
         self.sampler.restore(checkpoint.position)
         restore_global_states(dict(checkpoint.random_states))
-        self.step = checkpoint.step
+        self.step, self.adjustments = checkpoint.step, checkpoint.adjustments
+        self.best, self.saved = checkpoint.best, checkpoint.folder
 
     def release(self) -> None:
         """Lets go of the networks and the optimizer; there will be no further step."""
-        del self.learner, self.optimizer, self._weights, self.prompts
+        del self.learner, self.update, self.prompts
+
+
+def _chosen(choices: Sequence[Sequence[int]], shares: torch.Tensor) -> list[int]:
+    """One of each list of choices, by a number in 0…1."""
+    pairs = zip(choices, shares.tolist(), strict=True)
+    return [among[min(int(share * len(among)), len(among) - 1)] for among, share in pairs]

@@ -40,6 +40,7 @@ def make_lora(
     alpha: int = 7,
     seed: int = 1,
     text: bool = False,
+    dora: bool = False,
     kind: str = "sd1",
 ) -> Path:
     """Write a LoRA with random weights that plain diffusers loads, alpha and all."""
@@ -55,12 +56,20 @@ def make_lora(
     generator = torch.Generator().manual_seed(seed)
     for component, targets in wanted.items():
         network = getattr(pipe, component)
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, use_dora=dora)
         network.add_adapter(config)
         for name, parameter in network.named_parameters():
-            if "lora_" in name:
+            if "magnitude" in name:
+                parameter.data = parameter.data * 1.1
+            elif "lora_" in name:
                 parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-        states[component] = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
+        # Without its end, diffusers writes this name and does not find it again.
+        states[component] = {
+            name + ".weight" * name.endswith("magnitude_vector"): value
+            for name, value in convert_state_dict_to_diffusers(
+                get_peft_model_state_dict(network)
+            ).items()
+        }
         metadata[component] = config.to_dict()
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {}

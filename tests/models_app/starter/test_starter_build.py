@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from models_app.starter import build, export, training, vae_training
@@ -38,6 +39,8 @@ def test_build_runs_from_drawing_to_the_model_card(tmp_path: Path) -> None:
     assert facts["vae"]["steps"] == facts["unet"]["steps"] == 2
     assert set(facts["scores"]) >= {"colour", "background", "shape", "seconds_per_picture"}
     assert "2 held-out prompts" in (tmp_path / "weights" / "README.md").read_text()
+    with Image.open(tmp_path / "weights" / "thumbnail.webp") as picture:
+        assert picture.size == (256, 192)
     assert not list(tmp_path.glob(".weights*"))
 
 

@@ -14,9 +14,14 @@ import torch
 from PIL import Image
 
 import training_app.trainer.reporting as reporting
-from tests.tiny import make_tiny_sd
+from tests.tiny import make_tiny_sd, make_tiny_sdxl
+from training_app.trainer.cache import cache_latents, cache_prompts
 from training_app.trainer.config import resolve_config
+from training_app.trainer.dataset import make_examples
+from training_app.trainer.reporting import Reporter
+from training_app.trainer.request import TrainingRequest
 from training_app.trainer.run import run
+from training_app.trainer.training import Training
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30)}
 NAMES = list(COLOURS)
@@ -73,6 +78,16 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_sdxl(tmp_path_factory.mktemp("sdxl"))
+
+
+@pytest.fixture(scope="session")
+def sd2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_sd(tmp_path_factory.mktemp("sd2"), prediction_type="v_prediction")
+
+
+@pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Six entries of a manifest: a square on three backgrounds."""
     folder = tmp_path_factory.mktemp("images")
@@ -101,17 +116,23 @@ def request_for(
     images: list[dict[str, Any]],
     folder: Path,
     config: dict[str, Any] | None = None,
+    method: str = "lora",
 ) -> dict[str, Any]:
     """A request of twelve steps."""
     asked = {"trigger_word": "zorp", "max_train_steps": 12, "sample_inference_steps": 2}
     asked |= {"rank": 4, "alpha": 8, "sample_every_steps": 0} | (config or {})
     resolved = resolve_config(
-        asked, architecture="sd1", base_defaults={"width": 64}, num_images=len(images)
+        asked,
+        architecture="sd1",
+        method=method,
+        base_defaults={"width": 64},
+        num_images=len(images),
     )
     return {
         "job_id": "3f2b",
         "base_folder": str(base_folder),
         "architecture": "sd1",
+        "method": method,
         "config": resolved.as_dict(),
         "images": images,
         "trigger_word": "zorp",
@@ -157,8 +178,10 @@ def make_request(
 ) -> Callable[..., dict[str, Any]]:
     """Makes requests with a warm cache and one output folder; other values by name."""
 
-    def make(config: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-        request = request_for(base_folder, images, tmp_path, config)
+    def make(
+        config: dict[str, Any] | None = None, *, method: str = "lora", **changes: Any
+    ) -> dict[str, Any]:
+        request = request_for(base_folder, images, tmp_path, config, method)
         return request | {"cache_folder": str(finished.cache)} | changes
 
     return make
@@ -176,3 +199,13 @@ def train(make_request: Callable[..., dict[str, Any]]) -> Callable[..., Recorder
         return channel
 
     return do
+
+
+def make_training(values: dict[str, Any]) -> Training:
+    """A training that has not done a step."""
+    request, reporter = TrainingRequest.from_dict(values), Reporter(Recorder())
+    examples = make_examples(request.images, request.config)
+    latents = cache_latents(examples, request, reporter)
+    texts = [prompt for example in examples for prompt in example.prompts]
+    prompts = cache_prompts(texts, request, torch.float32, reporter)
+    return Training(request, examples, latents, prompts)

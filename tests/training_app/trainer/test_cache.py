@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import training_app.trainer.cache as cache
 from models_app.loading import load_components
@@ -51,9 +53,7 @@ def _fill(
 ) -> tuple[LatentBank, PromptBank]:
     parsed = TrainingRequest.from_dict(request)
     reporter = Reporter(channel or Recorder())
-    examples = make_examples(
-        parsed.images, resolution=parsed.config.resolution, trigger_word="zorp"
-    )
+    examples = make_examples(parsed.images, parsed.config)
     latents = cache_latents(examples, parsed, reporter)
     prompts = cache_prompts(
         [example.prompt for example in examples], parsed, torch.float32, reporter
@@ -61,18 +61,18 @@ def _fill(
     return latents, prompts
 
 
-def test_latents_are_the_posterior_of_the_vae(
-    make_request: MakeRequest, base_folder: Path, images: list[dict[str, Any]]
-) -> None:
+def test_latents_are_the_posterior_of_the_vae(make_request: MakeRequest, base_folder: Path) -> None:
     latents, _ = _fill(make_request())
     vae = load_components(base_folder, "sd1", only=("vae",))["vae"]
-    pixels = read_pixels(Path(images[2]["path"]), SQUARE, mirrored=False)
+    request = TrainingRequest.from_dict(make_request())
+    example = make_examples(request.images, request.config)[2]
+    pixels = read_pixels(example, example.variants[0])
     with torch.no_grad():
         posterior = vae.encode(pixels).latent_dist
     scale = vae.config.scaling_factor
-    row = latents.rows[2]
-    assert torch.equal(latents.mean[SQUARE][row, 0], posterior.mean[0] * scale)
-    assert torch.equal(latents.std[SQUARE][row, 0], posterior.std[0] * scale)
+    (row,) = latents.rows[2]
+    assert torch.equal(latents.mean[SQUARE][row], posterior.mean[0] * scale)
+    assert torch.equal(latents.std[SQUARE][row], posterior.std[0] * scale)
     assert latents.std[SQUARE].min() > 0
 
 
@@ -103,9 +103,39 @@ def test_a_damaged_file_is_made_again_and_a_rebuilt_cache_is_bit_equal(
 
 def test_mirrored_pictures_are_variants(make_request: MakeRequest) -> None:
     latents, _ = _fill(make_request({"flip": True}))
-    assert latents.variants == 2
-    assert latents.mean[SQUARE].shape == (6, 2, 4, 8, 8)
-    assert not torch.equal(latents.mean[SQUARE][:, 0], latents.mean[SQUARE][:, 1])
+    assert latents.rows == tuple(range(start, start + 2) for start in range(0, 12, 2))
+    assert latents.mean[SQUARE].shape == (12, 4, 8, 8)
+    assert not torch.equal(latents.mean[SQUARE][0::2], latents.mean[SQUARE][1::2])
+
+
+def test_every_crop_is_cached_once_and_says_where_it_was_cut(
+    make_request: MakeRequest,
+    images: list[dict[str, Any]],
+    sdxl_folder: Path,
+    tmp_path: Path,
+    loads: Loads,
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 160, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    wide = images[0] | {"path": str(tmp_path / "wide.png"), "pixel_sha256": "wide", "width": 160}
+    config = {"crop": "random", "crop_variants": 3, "flip": True}
+    changes = {"images": [wide, images[1]], "base_folder": str(sdxl_folder)}
+    changes |= {"architecture": "sdxl"}
+    latents, _ = _fill(make_request(config, **changes))
+    # The square picture leaves no room: it has one crop.
+    assert latents.rows == (range(6), range(6, 8))
+    sizes = latents.sizes[SQUARE]
+    assert sizes.shape == (8, 6)
+    assert sizes[6:].tolist() == [[64, 64, 0, 0, 64, 64]] * 2
+    lefts = sizes[:6, 3].tolist()
+    assert len(set(lefts[:3])) == 3 and all(0 <= left <= 96 for left in lefts)
+    assert [96 - left for left in lefts[:3]] == lefts[3:]
+    assert sizes[0].tolist() == [64, 160, 0, lefts[0], 64, 64]
+    first = latents.mean[SQUARE]
+    # Another seed trains on the same crops.
+    again, _ = _fill(make_request(config | {"seed": 5}, **changes))
+    assert torch.equal(again.mean[SQUARE], first)
+    assert loads.count(("vae",)) == 1
 
 
 def test_a_changed_vae_is_another_cache(

@@ -56,10 +56,10 @@ def test_a_checkpoint_holds_everything(folder: Path, make_request: MakeRequest) 
     request = TrainingRequest.from_dict(make_request())
     loaded = load_checkpoint(list_checkpoints(folder)[0], request, [])
     assert loaded.step == 12
-    assert loaded.position == {"64x64": 12}
-    kinds = {name.split("/")[0] for name in loaded.optimizer}
+    assert loaded.position == {"64x64": 48}
+    kinds = {name.split("/")[0] for name in loaded.optimizer.tensors}
     assert kinds == {"step", "exp_avg", "exp_avg_sq"}
-    assert len(loaded.optimizer) == 3 * len(loaded.weights)
+    assert len(loaded.optimizer.tensors) == 3 * len(loaded.weights)
     assert loaded.random_states["cpu"].dtype == torch.uint8
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from typing import Any
@@ -123,6 +124,48 @@ def test_every_preset_of_every_method_resolves(
                 base_defaults=base,
             )
             assert (config.preset, config.tune) == (preset, tune)
+
+
+def test_prodigy_finds_the_learning_rate_itself() -> None:
+    base = {"training": {"learning_rate": 0.003, "lr_scheduler": "linear"}}
+    config = _resolve({"optimizer": "prodigy"}, base_defaults=base)
+    assert (config.learning_rate, config.lr_scheduler) == (1.0, "constant")
+    asked = {"optimizer": "prodigy", "learning_rate": 0.5, "lr_scheduler": "cosine"}
+    config = _resolve(asked)
+    assert (config.learning_rate, config.lr_scheduler) == (0.5, "cosine")
+    with pytest.raises(ConfigError, match="between") as error:
+        _resolve({"learning_rate": 0.5})
+    assert error.value.params["maximum"] == 0.1
+
+
+def test_an_optimizer_that_is_not_installed_is_refused_with_its_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip") as error:
+        _resolve({"optimizer": "adamw8bit"})
+    assert (error.value.field, error.value.code) == ("optimizer", "not_installed")
+    assert error.value.params == {"package": "bitsandbytes"}
+
+
+@pytest.mark.parametrize(("num_images", "count"), [(1, 0), (14, 0), (15, 1), (29, 1), (30, 2)])
+def test_pictures_are_held_out_where_there_are_enough(num_images: int, count: int) -> None:
+    assert _resolve(num_images=num_images).validation_images == count
+
+
+def test_one_picture_is_always_left_to_train_on() -> None:
+    assert _resolve({"validation_images": 4}, num_images=5).validation_images == 4
+    with pytest.raises(ConfigError, match="between 0 and 4") as error:
+        _resolve({"validation_images": 5}, num_images=5)
+    assert (error.value.field, error.value.code) == ("validation_images", "out_of_range")
+
+
+def test_choosing_the_best_needs_a_held_out_picture() -> None:
+    assert _resolve({"choose": "best"}, num_images=2).validation_images == 1
+    for asked in ({"choose": "best"}, {"choose": "best", "validation_images": 0}):
+        with pytest.raises(ConfigError) as error:
+            _resolve(asked, num_images=1)
+        assert (error.value.field, error.value.code) == ("choose", "needs_validation")
 
 
 def test_a_configuration_survives_json() -> None:

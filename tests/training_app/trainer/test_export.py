@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors import safe_open
 
 from models_app.architectures import ARCHITECTURES
+from models_app.inspection import read_json
+from models_app.kohya_file import to_kohya
 from models_app.loading import load_components, make_pipeline
 from studio_project.child_protocol import ChildError
-from training_app.trainer.adapters import adapter_settings, add_adapters
+from training_app.trainer.adapters import add_adapters
 from training_app.trainer.export import RenderSettings, export_lora, read_lora, verify_export
-from training_app.trainer.files import CorruptFileError, pack_tensors
+from training_app.trainer.files import CorruptFileError, pack_tensors, read_tensors, write_file
 from training_app.trainer.learner import copy_weights
 from training_app.trainer.request import TrainingRequest
 
@@ -105,29 +105,6 @@ def test_plain_diffusers_makes_the_trained_networks_picture(
     assert np.abs(_render(plain) - expected).max() > 0.01
 
 
-def test_the_header_tells_what_it_is(request_: TrainingRequest, tmp_path: Path) -> None:
-    _, parameters = _trained(request_)
-    export_lora(tmp_path / "a.safetensors", parameters, request_, 12)
-    with safe_open(tmp_path / "a.safetensors", framework="pt") as stream:
-        words = stream.metadata()
-        assert all(
-            name.startswith("unet.") and ".lora." in name and name.endswith(".weight")
-            for name in stream.keys()  # noqa: SIM118
-        )
-    assert words["ss_network_dim"] == "4"
-    assert words["ss_network_alpha"] == "10"
-    assert words["ss_steps"] == "12"
-    assert words["modelspec.architecture"] == "stable-diffusion-v1/lora"
-    assert words["modelspec.trigger_phrase"] == "zorp"
-    assert words["modelspec.title"] == "My zorp"
-    settings = json.loads(words["lora_adapter_metadata"])
-    assert settings["unet.lora_alpha"] == 10
-    assert (
-        settings["unet.target_modules"]
-        == adapter_settings(request_.config, "unet")["target_modules"]
-    )
-
-
 def test_equal_adapters_give_equal_files(request_: TrainingRequest, tmp_path: Path) -> None:
     for name in ("a", "b"):
         export_lora(tmp_path / name, _trained(request_)[1], request_, 12)
@@ -173,24 +150,39 @@ def test_a_file_that_holds_something_else_is_not_proven(
     _, parameters = _trained(request_)
     settings = RenderSettings("a zorp", 1, request_.config)
 
-    def verify(wanted: dict[str, torch.Tensor]) -> np.ndarray:
+    def verify(name: str, wanted: dict[str, torch.Tensor]) -> np.ndarray:
         return verify_export(
-            tmp_path / "a.safetensors",
+            [tmp_path / name],
             wanted,
             request_,
             settings,
             dtype=torch.float32,
             on_step=lambda: None,
-        )
+        )[0]
 
     export_lora(tmp_path / "a.safetensors", parameters, request_, 12)
-    assert verify(dict(parameters)).shape == (64, 64, 3)
+    to_kohya(
+        tmp_path / "a.safetensors",
+        tmp_path / "k.safetensors",
+        architecture="sd1",
+        unet_config=read_json(request_.base_folder / "unet" / "config.json"),
+    )
     name = next(iter(parameters))
-    with pytest.raises(CorruptFileError, match="not what was trained"):
-        verify({**parameters, name: parameters[name] + 1})
-    with pytest.raises(CorruptFileError, match="other layers"):
-        verify({key: value for key, value in parameters.items() if key != name})
+    for file in ("a.safetensors", "k.safetensors"):
+        assert verify(file, dict(parameters)).shape == (64, 64, 3)
+        with pytest.raises(CorruptFileError, match="not what was trained"):
+            verify(file, {**parameters, name: parameters[name] + 1})
+        with pytest.raises(CorruptFileError, match="other layers"):
+            verify(file, {key: value for key, value in parameters.items() if key != name})
     weights = {key: value.detach() for key, value in parameters.items()}
-    (tmp_path / "a.safetensors").write_bytes(pack_tensors(weights, {"format": "pt"}))
-    with pytest.raises(CorruptFileError, match="alpha"):
-        verify(dict(parameters))
+    write_file(tmp_path / "a.safetensors", pack_tensors(weights, {"format": "pt"}))
+    kohya, _ = read_tensors(tmp_path / "k.safetensors")
+    bare = {key: value for key, value in kohya.items() if not key.endswith(".alpha")}
+    write_file(tmp_path / "k.safetensors", pack_tensors(bare, {"format": "pt"}))
+    for file in ("a.safetensors", "k.safetensors"):
+        with pytest.raises(CorruptFileError, match="alpha"):
+            verify(file, dict(parameters))
+    strange = {key.replace("attn1", "attn9"): value for key, value in kohya.items()}
+    write_file(tmp_path / "k.safetensors", pack_tensors(strange, {}))
+    with pytest.raises(CorruptFileError, match="does not fit"):
+        verify("k.safetensors", dict(parameters))

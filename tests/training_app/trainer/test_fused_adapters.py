@@ -29,14 +29,16 @@ class _Counter(TorchDispatchMode):
 
 def _config(**asked: Any) -> TrainingConfig:
     asked = {"rank": 4, "alpha": 6, "targets": "attention+feed_forward"} | asked
-    return resolve_config(asked, architecture="sd1", base_defaults={"width": 64}, num_images=4)
+    return resolve_config(
+        asked, architecture="sd1", method="lora", base_defaults={"width": 64}, num_images=4
+    )
 
 
 def _denoiser(folder: Path, config: TrainingConfig, dtype: torch.dtype = torch.float32) -> Any:
     """A UNet whose adapters have learned something, so that both halves matter."""
     denoiser = load_components(folder, "sd1", only=("unet",), dtype=dtype)["unet"]
     generator = torch.Generator().manual_seed(5)
-    for parameter in add_adapters(denoiser, config).values():
+    for parameter in add_adapters(denoiser, config, "unet").values():
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
     return denoiser
 

@@ -14,16 +14,11 @@ from safetensors.torch import load
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import training_app.trainer.reporting as reporting
-from tests.training_app.trainer.conftest import Finished, Recorder, request_for
-from training_app.trainer.cache import cache_latents, cache_prompts
+from tests.training_app.trainer.conftest import Finished, Recorder, make_training, request_for
 from training_app.trainer.config import TrainingConfig, resolve_config
-from training_app.trainer.dataset import make_examples
 from training_app.trainer.learner import compute_dtype
-from training_app.trainer.learning_rate import learning_rate_at
-from training_app.trainer.reporting import Reporter
-from training_app.trainer.request import TrainingRequest
+from training_app.trainer.learning_rate import learning_rate_factor
 from training_app.trainer.run import run
-from training_app.trainer.training import Training
 
 Train = Callable[..., Recorder]
 MakeRequest = Callable[..., dict[str, Any]]
@@ -34,38 +29,23 @@ def _weights(recorder: Recorder) -> bytes:
     return Path(recorder.last["outputs"]["weights"]).read_bytes()
 
 
-def _training(values: dict[str, Any]) -> Training:
-    request = TrainingRequest.from_dict(values)
-    reporter = Reporter(Recorder())
-    examples = make_examples(
-        request.images,
-        resolution=request.config.resolution,
-        trigger_word=request.config.trigger_word,
-    )
-    latents = cache_latents(examples, request, reporter)
-    prompts = cache_prompts(
-        [example.prompt for example in examples], request, torch.float32, reporter
-    )
-    return Training(request, examples, latents, prompts)
-
-
 def _config(**asked: Any) -> TrainingConfig:
     return resolve_config(asked, architecture="sd1", num_images=10)
 
 
 def test_the_learning_rate_rises_and_falls_as_said() -> None:
-    config = _config(max_train_steps=100, lr_warmup_steps=10, learning_rate=1e-3)
-    rates = [learning_rate_at(step, config) for step in range(100)]
-    assert rates[0] == pytest.approx(1e-4)
-    assert rates[9] == rates[10] == 1e-3
-    assert rates[55] == pytest.approx(5e-4)
-    assert 0 < rates[99] < 1e-6
-    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+    config = _config(max_train_steps=100, lr_warmup_steps=10)
+    factors = [learning_rate_factor(step, config) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == factors[10] == 1
+    assert factors[55] == pytest.approx(0.5)
+    assert 0 < factors[99] < 1e-3
+    assert all(a > b for a, b in itertools.pairwise(factors[10:]))
     linear = _config(max_train_steps=100, lr_warmup_steps=0, lr_scheduler="linear")
-    assert learning_rate_at(50, linear) == pytest.approx(linear.learning_rate / 2)
+    assert learning_rate_factor(50, linear) == pytest.approx(0.5)
     constant = _config(max_train_steps=100, lr_warmup_steps=0, lr_scheduler="constant")
-    assert learning_rate_at(99, constant) == constant.learning_rate
-    assert math.isfinite(learning_rate_at(0, _config(max_train_steps=1, lr_warmup_steps=99)))
+    assert learning_rate_factor(99, constant) == 1
+    assert math.isfinite(learning_rate_factor(0, _config(max_train_steps=1, lr_warmup_steps=99)))
 
 
 def test_a_cpu_computes_in_fp32_unless_asked() -> None:
@@ -76,8 +56,8 @@ def test_a_cpu_computes_in_fp32_unless_asked() -> None:
 
 def test_the_loss_falls(make_request: MakeRequest) -> None:
     config = {"max_train_steps": 150, "learning_rate": 5e-3, "rank": 16, "snr_gamma": 0}
-    training = _training(make_request(config | {"targets": "attention+feed_forward"}))
-    losses = [training.do_step().item() for _ in range(150)]
+    training = make_training(make_request(config | {"targets": "attention+feed_forward"}))
+    losses = [training.do_step().loss.item() for _ in range(150)]
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
 
 
@@ -91,6 +71,27 @@ def unbroken(
         patch.setattr(reporting, "MESSAGES_PER_SECOND", 1e9)
         run(recorder, request_for(base_folder, images, tmp_path_factory.mktemp("run"), DRAWING))
     return recorder
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"optimizer": "prodigy", "gradient_accumulation_steps": 2, "use_ema": True},
+        {"optimizer": "adafactor", "shuffle_captions": True, "noise_offset": 0.1},
+        {"mixed_precision": "fp16", "max_grad_norm": 0.1, "loss": "huber"},
+    ],
+)
+def test_every_kind_of_run_resumes_bit_for_bit(
+    train: Train, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    config = config | {"max_train_steps": 6, "sample_prompts": ["zorp"], "control_prompt": ""}
+    unbroken = train(config, output_folder=str(tmp_path / "unbroken"))
+    first = train(config, Recorder(4, "pause"))
+    second = train(config, resume_folder=str(tmp_path / "output" / "checkpoints"))
+    assert second.of("step")[0]["step"] == 5
+    assert first.history + second.history == unbroken.history
+    weights, expected = (load(_weights(recorder)) for recorder in (second, unbroken))
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
 
 
 @pytest.mark.parametrize("broken_off_at", [1, 5, 11])
@@ -136,7 +137,7 @@ class _Operators(TorchDispatchMode):
 
 
 def test_a_step_waits_for_nothing_and_updates_in_one_launch(make_request: MakeRequest) -> None:
-    training = _training(make_request())
+    training = make_training(make_request())
     training.do_step()
     with _Operators() as operators:
         training.do_step()
@@ -146,18 +147,18 @@ def test_a_step_waits_for_nothing_and_updates_in_one_launch(make_request: MakeRe
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight(make_request: MakeRequest) -> None:
-    training = _training(make_request())
+    training = make_training(make_request())
     training.do_step()
     before = {name: value.detach().clone() for name, value in training.learner.parameters.items()}
     hook = training.learner.denoiser.conv_out.register_forward_hook(
         lambda module, inputs, output: output * float("nan")
     )
-    assert not torch.isfinite(training.do_step())
+    assert not torch.isfinite(training.do_step().loss)
     assert all(
         torch.equal(before[name], value) for name, value in training.learner.parameters.items()
     )
     hook.remove()
-    assert torch.isfinite(training.do_step())
+    assert torch.isfinite(training.do_step().loss)
     assert not all(
         torch.equal(before[name], value) for name, value in training.learner.parameters.items()
     )

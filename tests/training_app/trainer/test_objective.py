@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -97,11 +99,11 @@ def test_a_step_draws_the_same_however_the_run_came_to_it() -> None:
             step_generator(3, step, micro_batch),
             SHAPE,
             num_timesteps=1000,
-            num_variants=2,
             caption_dropout=0.5,
         )
         assert int(draws.timesteps.min()) >= 0 and int(draws.timesteps.max()) < 1000
-        assert set(draws.variants.tolist()) <= {0, 1}
+        assert draws.variants.min() >= 0 and draws.variants.max() < 1
+        assert draws.captions.min() >= 0 and draws.captions.max() < 1
         return draws.noise
 
     first = draw_step(7)
@@ -114,9 +116,7 @@ def test_a_step_draws_the_same_however_the_run_came_to_it() -> None:
 def test_captions_are_dropped_as_often_as_said() -> None:
     def kept(share: float) -> float:
         generator = torch.Generator().manual_seed(0)
-        draws = draw(
-            generator, (4000, 1, 1, 1), num_timesteps=10, num_variants=1, caption_dropout=share
-        )
+        draws = draw(generator, (4000, 1, 1, 1), num_timesteps=10, caption_dropout=share)
         return draws.keeps_caption.float().mean().item()
 
     assert kept(0) == 1
@@ -129,3 +129,29 @@ def test_seeds_of_different_purposes_differ() -> None:
     assert len(seeds) == 2000
     assert derive_seed(0, "deck", 0, 0) not in seeds
     assert derive_seed(1, "step", 0, 0) != derive_seed(0, "step", 0, 0)
+
+
+def test_offset_noise_is_constant_over_a_picture() -> None:
+    def noise(offset: float) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return draw(
+            generator, SHAPE, num_timesteps=10, caption_dropout=0, noise_offset=offset
+        ).noise
+
+    offset = noise(0.5) - noise(0)
+    assert offset.std() > 0.1
+    torch.testing.assert_close(offset, offset[:, :, :1, :1].expand(SHAPE))
+    torch.testing.assert_close(noise(1) - noise(0), 2 * offset)
+
+
+def test_the_huber_loss_is_squared_near_zero_and_a_line_far_from_it() -> None:
+    objective = Objective(_scheduler(), snr_gamma=0, device="cpu", huber_delta=0.1)
+    _, noise, timesteps = _tensors()
+    assert objective.loss(noise, noise, timesteps) == 0
+
+    def at(error: float) -> float:
+        return objective.loss(noise + error, noise, timesteps).item()
+
+    assert at(1e-3) == pytest.approx(1e-6, rel=0.01)
+    assert at(101) - at(100) == pytest.approx(0.2, rel=1e-3)
+    assert at(0.3) == pytest.approx(0.2 * (math.sqrt(0.1) - 0.1), rel=1e-4)

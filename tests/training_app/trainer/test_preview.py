@@ -22,10 +22,7 @@ def choose(make_request: Callable[..., dict[str, Any]]) -> Callable[..., list[st
         values = make_request({"control_prompt": CONTROL} | config)
         entries = [values["images"][0] | {"caption": caption} for caption in captions]
         request = TrainingRequest.from_dict(values | {"images": entries})
-        word = request.config.trigger_word
-        return choose_prompts(
-            make_examples(request.images, resolution=64, trigger_word=word), request
-        )
+        return choose_prompts(make_examples(request.images, request.config), request)
 
     return do
 

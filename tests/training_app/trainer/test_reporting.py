@@ -24,10 +24,9 @@ def test_a_phase_is_told_once_and_its_counting_sometimes(monkeypatch: pytest.Mon
 
 def test_a_wish_to_keep_is_heard_once() -> None:
     reporter = Reporter(Recorder(stop_at=0, how="keep"))
-    with pytest.raises(StopRun):
-        reporter.raise_if_stopped()
+    assert reporter.stop_requested() == "keep"
     reporter.keep()
-    reporter.raise_if_stopped()
+    assert reporter.stop_requested() is None
 
 
 def test_a_cancel_after_a_wish_to_keep_still_cancels() -> None:
@@ -36,6 +35,10 @@ def test_a_cancel_after_a_wish_to_keep_still_cancels() -> None:
     with pytest.raises(StopRun) as stop:
         reporter.raise_if_stopped(step=7)
     assert (stop.value.how, stop.value.step) == ("cancel", 7)
+
+
+def test_what_shall_be_kept_is_not_broken_off() -> None:
+    Reporter(Recorder(stop_at=0, how="keep")).raise_if_stopped(step=7)
 
 
 def test_a_note_has_a_code_and_its_values() -> None:

@@ -40,9 +40,9 @@ def test_a_setting_that_cannot_be_used_is_named(make_request: MakeRequest) -> No
 
 def test_settings_of_another_method_are_named(make_request: MakeRequest) -> None:
     with pytest.raises(ConfigError, match="tune"):
-        TrainingRequest.from_dict(make_request(method="full"))
+        TrainingRequest.from_dict(make_request() | {"method": "full"})
     with pytest.raises(ConfigError, match="method"):
-        TrainingRequest.from_dict(make_request(method="magic"))
+        TrainingRequest.from_dict(make_request() | {"method": "magic"})
 
 
 def test_only_what_decides_the_weights_decides_the_identity(make_request: MakeRequest) -> None:
@@ -54,3 +54,14 @@ def test_only_what_decides_the_weights_decides_the_identity(make_request: MakeRe
     assert identity({"seed": 1}) != identity()
     assert identity(method="dreambooth") != identity()
     assert identity(metadata={"base_sha256": "other"}) != identity()
+    repeated = [image | {"repeats": 2} for image in make_request()["images"]]
+    assert identity(images=repeated) != identity()
+    assert identity({"checkpoint_every_steps": 3}) == identity()
+
+
+@pytest.mark.parametrize("changes", [{"repeats": 0}, {"repeats": 10**6}, {"width": 0}])
+def test_a_picture_that_cannot_be_shown_is_refused(
+    make_request: MakeRequest, images: list[dict[str, Any]], changes: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match="picture 0"):
+        TrainingRequest.from_dict(make_request(images=[images[0] | changes]))

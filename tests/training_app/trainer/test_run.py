@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+import training_app.trainer.optimizers as optimizers
 import training_app.trainer.preview as preview
 import training_app.trainer.run as run_module
+from models_app.inspection import inspect_adapter
 from studio_project.child_protocol import ChildError
 from tests.tiny import make_tiny_sd
 from tests.training_app.trainer.conftest import Finished, Recorder
@@ -36,7 +39,10 @@ def test_a_run_tells_its_whole_story(train: Train, tmp_path: Path) -> None:
     assert {message["step"] for message in recorder.of("checkpoint")} == {2, 4, 6, 8, 10, 12}
     done = recorder.last
     assert done["type"] == "done"
-    assert Path(done["outputs"]["weights"]).exists()
+    outputs = done["outputs"]
+    assert (outputs["layout"], outputs["step"]) == ("file", 12)
+    layouts = [inspect_adapter(Path(outputs[name])).layout for name in ("weights", "kohya")]
+    assert layouts == ["diffusers", "kohya"]
     assert done["metrics"]["steps"] == 12
     assert done["metrics"]["peak_memory_bytes"] > 1e7
     for message in recorder.messages:
@@ -103,6 +109,9 @@ def test_what_there_is_can_be_kept(train: Train) -> None:
     assert 5 <= recorder.last["metrics"]["steps"] < 12
     assert Path(recorder.last["outputs"]["weights"]).exists()
     assert len(recorder.of("sample")) == 3
+    # What goes on from there later finds where it stood.
+    saved = [message["step"] for message in recorder.of("checkpoint")]
+    assert saved[-1] == recorder.last["metrics"]["steps"]
 
 
 def test_keeping_nothing_is_a_stop(train: Train) -> None:
@@ -133,6 +142,28 @@ def test_a_cancel_breaks_off_samples_at_the_end(train: Train) -> None:
     assert not recorder.of("sample")
 
 
+def test_an_extended_run_is_the_longer_run(train: Train, tmp_path: Path) -> None:
+    config = {"lr_scheduler": "constant", "lr_warmup_steps": 2, "sample_every_steps": 0}
+    long = train({**config, "max_train_steps": 9}, output_folder=str(tmp_path / "long"))
+    short = train({**config, "max_train_steps": 5}, output_folder=str(tmp_path / "short"))
+    more = {
+        "resume_folder": str(tmp_path / "short" / "checkpoints"),
+        "output_folder": str(tmp_path / "more"),
+    }
+    longer = train({**config, "max_train_steps": 9}, **more, extends=5)
+    assert longer.history[0][0] == short.history[-1][0] + 1
+    weights = [Path(run.last["outputs"]["weights"]).read_bytes() for run in (long, longer)]
+    assert weights[0] == weights[1]
+
+
+def test_a_run_that_extends_nothing_is_refused(train: Train, tmp_path: Path) -> None:
+    train({"max_train_steps": 4}, output_folder=str(tmp_path / "other"))
+    folder = str(tmp_path / "other" / "checkpoints")
+    with pytest.raises(ChildError) as error:
+        train({"max_train_steps": 9}, resume_folder=folder, extends=5)
+    assert error.value.code == "checkpoint_gone"
+
+
 def test_a_damaged_checkpoint_is_told_and_the_run_comes_to_the_same_end(
     train: Train, finished: Finished, tmp_path: Path
 ) -> None:
@@ -155,7 +186,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_file(
     monkeypatch.setattr(
         Training,
         "do_step",
-        lambda self: step(self) * (float("nan") if self.step > 6 else 1),
+        lambda self: step(self)._replace(loss=torch.tensor(float("nan") if self.step > 6 else 1)),
     )
     with pytest.raises(ChildError) as error:
         train()
@@ -219,3 +250,39 @@ def test_one_long_picture_is_enough(
     }
     recorder = train({"max_train_steps": 2}, images=[images[0] | changes])
     assert recorder.last["type"] == "done"
+
+
+def test_an_optimizer_that_this_machine_lacks_is_named(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The site has it, this machine does not.
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    real = optimizers.build_optimizer
+
+    def lacking(*arguments: Any) -> Any:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        return real(*arguments)
+
+    monkeypatch.setattr(optimizers, "build_optimizer", lacking)
+    with pytest.raises(ChildError) as error:
+        train({"optimizer": "adamw8bit"})
+    assert error.value.code == "invalid_request"
+    assert error.value.params["field"] == "optimizer"
+
+
+def test_pictures_may_have_repeats(train: Train, images: list[dict[str, Any]]) -> None:
+    repeated = [images[0] | {"repeats": 3}, images[1]]
+    recorder = train({"max_train_steps": 2}, images=repeated)
+    assert recorder.last["type"] == "done"
+    state = json.loads((Path(recorder.of("checkpoint")[-1]["folder"]) / "state.json").read_text())
+    assert state["position"] == {"64x64": 8}
+
+
+def test_gradient_norms_are_told_with_every_step(train: Train) -> None:
+    recorder = train({"max_train_steps": 3, "max_grad_norm": 1e-3})
+    assert all(len(entry) == 4 and entry[3] > 1e-3 for entry in recorder.history)
+
+
+def test_checkpoints_come_as_often_as_asked(train: Train) -> None:
+    recorder = train({"checkpoint_every_steps": 5})
+    assert [message["step"] for message in recorder.of("checkpoint")] == [5, 10, 12]

@@ -5,7 +5,6 @@ import { number } from "./format.js";
 import { LoraRows } from "./lora-rows.js";
 import "./model-picker.js";
 import { PictureSource } from "./picture-source.js";
-import { expectedSeconds } from "./speed.js";
 
 const KEPT = "studio.generate";
 const WORDS = new Set(["prompt", "negative_prompt", "seed", "model"]);
@@ -254,21 +253,5 @@ export class GenerateForm {
     }
     this.hires.checked = hires;
     if (mode) this.mode = mode;
-  }
-
-  // --- how long it takes -----------------------------------------------------------------------
-  /** About what a request costs: steps times pixels times frames. */
-  work() {
-    const value = (name) => Number(this.fields[name].value) || 0;
-    const area = (value("width") || this.source.picture?.width || 0) * (value("height") || this.source.picture?.height || 0);
-    const steps = value("num_inference_steps");
-    if (this.mode === "image-to-video") return steps * area * value("num_frames");
-    const share = this.mode === "text-to-image" ? 1 : value("strength");
-    const refined = this.hires.checked && this.mode === "text-to-image" ? value("hires_strength") * value("hires_scale") ** 2 : 0;
-    return value("num_images") * steps * (share + refined) * area;
-  }
-
-  expectedSeconds() {
-    return this.model ? expectedSeconds(this.model.base_model ?? this.model.id, this.work()) : null;
   }
 }

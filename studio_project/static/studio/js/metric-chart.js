@@ -1,4 +1,4 @@
-/** Loss and learning rate over the steps: raw and smoothed, with a table for screen readers. */
+/** Loss, held-out loss and learning rate over the steps, with a table for screen readers. */
 
 import { measure, number } from "./format.js";
 
@@ -46,6 +46,14 @@ export class MetricChart {
     this.steps = [];
     this.losses = [];
     this.rates = [];
+    this.heldOut = new Map();
+  }
+
+  /** Take the whole list of held-out losses. */
+  setHeldOut(points) {
+    const grown = points.length !== this.heldOut.size;
+    this.heldOut = new Map(points.map((point) => [point.step, point.loss]));
+    if (grown && this.steps.length) this.draw();
   }
 
   add(rows) {
@@ -63,7 +71,8 @@ export class MetricChart {
       return;
     }
     this.stale = false;
-    const data = [this.steps, this.losses, smoothed(this.losses), this.rates];
+    const heldOut = this.steps.map((step) => this.heldOut.get(step) ?? null);
+    const data = [this.steps, this.losses, smoothed(this.losses), this.rates, heldOut];
     if (this.chart) this.chart.setData(data);
     else this.build(data);
     this.fillTable();
@@ -96,6 +105,7 @@ export class MetricChart {
           { label: gettext("Loss"), stroke: colour("--edge"), width: 1, alpha: 0.5, points: { show: false }, value: shown },
           { label: gettext("Smoothed"), stroke: colour("--accent"), width: 2, points: { show: false }, value: shown },
           { label: gettext("Learning rate"), scale: "rate", stroke: colour("--note"), width: 1, dash: [4, 4], points: { show: false }, value: shown },
+          { label: gettext("Held-out loss"), stroke: colour("--good"), width: 2, spanGaps: true, points: { show: true, size: 7 }, value: shown },
         ],
       },
       data,
@@ -103,12 +113,19 @@ export class MetricChart {
     );
   }
 
+  /** The newest held-out loss of a step or one before it. */
+  heldOutUpTo(step) {
+    const known = [...this.heldOut.keys()].filter((one) => one <= step);
+    return known.length ? this.heldOut.get(Math.max(...known)) : null;
+  }
+
   fillTable() {
     const every = Math.max(1, Math.ceil(this.steps.length / TABLE_ROWS));
     const rows = [];
     for (let index = 0; index < this.steps.length; index += every) {
       const row = document.createElement("tr");
-      for (const value of [number(this.steps[index]), measure(this.losses[index]), measure(this.rates[index])]) {
+      const heldOut = this.heldOutUpTo(this.steps[index]);
+      for (const value of [number(this.steps[index]), measure(this.losses[index]), measure(this.rates[index]), measure(heldOut)]) {
         const cell = document.createElement("td");
         cell.textContent = value;
         row.append(cell);

@@ -9,6 +9,7 @@ import { FINAL, stateWords, timeLeft } from "./words.js";
 
 const KEPT = "studio.sitting";
 const MOST = 30;
+const WAITING_MS = 3000;
 
 export class Sitting {
   /** @param {{onChoose: Function, onChanged: Function, onFinished: Function}} hooks */
@@ -17,6 +18,7 @@ export class Sitting {
     Object.assign(this, hooks);
     this.jobs = new Map();
     this.fetching = new Map();
+    this.lookedAt = 0;
     list.addEventListener("click", (event) => this.clicked(event));
     list.addEventListener("keydown", (event) => this.key(event));
   }
@@ -101,7 +103,7 @@ export class Sitting {
     if (!job) return;
     const moved = event.status !== job.status;
     const more = event.images !== undefined && event.images !== job.images.length;
-    Object.assign(job, { status: event.status, phase: event.phase, waiting_reason: event.waiting_reason, progress: event.progress, step: event.step, eta_seconds: event.eta_seconds, version: event.version });
+    Object.assign(job, { status: event.status, phase: event.phase, waiting_reason: event.waiting_reason, progress: event.progress, step: event.step, eta_seconds: event.status === "queued" ? job.eta_seconds : event.eta_seconds, version: event.version });
     const row = document.getElementById(`job-${event.id}`);
     showJob(row, job);
     this.onChanged(job);
@@ -140,6 +142,13 @@ export class Sitting {
   /** After a gap: everything that was not final may have moved on. */
   refresh() {
     for (const job of this.jobs.values()) if (!FINAL.has(job.status)) this.fetch(job.id);
+  }
+
+  /** The queue moved: places and times of what waits did too. */
+  refreshWaiting() {
+    if (Date.now() - this.lookedAt < WAITING_MS) return;
+    this.lookedAt = Date.now();
+    for (const job of this.jobs.values()) if (job.status === "queued") this.fetch(job.id);
   }
 
   remove(id) {

@@ -6,10 +6,10 @@ import { duration } from "./format.js";
 import { GenerateForm } from "./generate-form.js";
 import { on, watch } from "./live.js";
 import { Sitting } from "./sitting.js";
-import { learnSpeed } from "./speed.js";
 import { Stage } from "./stage.js";
 import { toast, toastProblem } from "./toast.js";
 
+const EXPECT_MS = 400;
 const bench = document.getElementById("workbench");
 const form = new GenerateForm(document.getElementById("generate-form"), {
   defaults: JSON.parse(bench.dataset.defaults),
@@ -25,15 +25,37 @@ const stage = new Stage({
 const sitting = new Sitting(document.getElementById("sitting"), {
   onChoose: (job, image) => stage.show(job, image),
   onChanged: (job) => stage.update(job),
-  onFinished: (job) => {
-    learnSpeed(job);
-    showExpected();
-  },
+  onFinished: () => expectSoon(),
 });
 
-function showExpected() {
-  const seconds = form.expectedSeconds();
-  document.getElementById("expected").textContent = seconds ? interpolate(gettext("about %s"), [duration(Math.max(1, seconds))]) : "";
+let expecting = 0;
+
+/** Ask the site how long the request would take, once the person pauses. */
+function expectSoon() {
+  clearTimeout(expecting);
+  expecting = setTimeout(showExpected, EXPECT_MS);
+}
+
+async function showExpected() {
+  const place = document.getElementById("expected");
+  const asked = expecting;
+  let told;
+  try {
+    // A request that would be refused is not asked about: that would only fill the console. Nor is
+    // one that starts from a picture: it would be sent along for nothing.
+    const isAsked = form.model && form.mode === "text-to-image" && form.element.checkValidity();
+    told = isAsked ? await api("/api/generate/estimate", { method: "POST", json: await form.body() }) : null;
+  } catch {
+    told = null;
+  }
+  if (asked === expecting) place.textContent = told ? expectedWords(told) : "";
+}
+
+function expectedWords(told) {
+  const seconds = told.eta_seconds ?? told.seconds;
+  const words = [seconds === null ? gettext("time not known yet") : interpolate(gettext("about %s"), [duration(Math.max(1, seconds))])];
+  if (told.position > 1) words.push(interpolate(gettext("place %s in the queue"), [told.position]));
+  return words.join(" · ");
 }
 
 function follow(job) {
@@ -48,6 +70,7 @@ async function submit(event) {
   button.setAttribute("aria-busy", "true");
   try {
     follow(await api(`/api/generate/${form.mode}`, { method: "POST", json: await form.body() }));
+    expectSoon();
   } catch (problem) {
     showProblems(form.element, problem);
   } finally {
@@ -118,8 +141,8 @@ function wireDrop() {
 wireDrop();
 form.element.elements.prompt.addEventListener("paste", pasted);
 form.element.addEventListener("submit", submit);
-form.element.addEventListener("input", showExpected);
-form.element.addEventListener("change", showExpected);
+form.element.addEventListener("input", expectSoon);
+form.element.addEventListener("change", expectSoon);
 form.element.elements.prompt.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
@@ -129,6 +152,7 @@ form.element.elements.prompt.addEventListener("keydown", (event) => {
 on(["generation_job.changed"], (event) => sitting.apply(event));
 on(["generation_job.previewed"], (event) => stage.preview(event));
 on(["generation_job.deleted"], (event) => sitting.remove(event.id));
+on(["queue.changed"], () => sitting.refreshWaiting());
 watch(() => sitting.refresh());
-showExpected();
+expectSoon();
 openWith();

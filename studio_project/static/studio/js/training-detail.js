@@ -10,6 +10,7 @@ import { FINAL } from "./words.js";
 
 const METRICS_MS = 1500;
 const LOG_MS = 4000;
+const CHECKPOINT_MS = 2500;
 
 const page = document.getElementById("training");
 const id = page.dataset.pageJob;
@@ -22,6 +23,9 @@ let epoch = null;
 let fetching = false;
 let metricsTimer = 0;
 let logTimer = 0;
+let checkpointTimer = 0;
+const rhythm = Number(document.getElementById("checkpoints").dataset.every);
+let writtenCheckpoints = null;
 
 function show(job) {
   const moved = status !== job.status;
@@ -29,6 +33,7 @@ function show(job) {
   showJob(page, job);
   if (job.images_per_second !== undefined) page.querySelector("[data-bind=speed]").textContent = measure(job.images_per_second);
   showNextSample(job);
+  soonCheckpoints(job.step);
   if (moved) refreshWords();
 }
 
@@ -46,6 +51,16 @@ function showNextSample(job) {
 function refreshWords() {
   htmx.trigger("#job-head", "refresh");
   htmx.trigger("#timeline", "refresh");
+  htmx.trigger("#checkpoints", "refresh");
+}
+
+/** Fetch the checkpoints again once another one must have been written. */
+function soonCheckpoints(step) {
+  const written = Math.floor(step / rhythm);
+  if (!rhythm || written === writtenCheckpoints) return;
+  writtenCheckpoints = written;
+  clearTimeout(checkpointTimer);
+  checkpointTimer = setTimeout(() => htmx.trigger("#checkpoints", "refresh"), CHECKPOINT_MS);
 }
 
 async function fetchProgress() {
@@ -78,6 +93,7 @@ async function fetchMorePoints() {
     return true;
   }
   chart.add(metrics.results);
+  chart.setHeldOut(metrics.held_out);
   if (!metrics.results.length) return false;
   lastStep = metrics.last_step;
   return true;
@@ -152,6 +168,8 @@ on(["training_job.changed"], (event) => {
 on(["training_job.sampled"], (event) => {
   if (event.id === id) fetchSamples().catch(() => {});
 });
+// A form of the page has done something: stop, pause, a checkpoint that became a model.
+page.addEventListener("api:done", () => setTimeout(refreshWords, 0));
 document.getElementById("step-range").addEventListener("input", (event) => {
   samples.follow = event.target.value === event.target.max;
   showSamples();

@@ -2,25 +2,23 @@
 
 import { api } from "./api.js";
 import { clearProblems, showProblems } from "./api-form.js";
+import { bytes, duration } from "./format.js";
 import "./model-picker.js";
 
 const REVIEW_MS = 250;
-const NUMBERS = new Set([
-  "max_train_steps", "learning_rate", "rank", "alpha", "train_batch_size", "gradient_accumulation_steps",
-  "resolution", "seed", "sample_every_steps", "sample_inference_steps", "sample_guidance_scale",
-  "lr_warmup_steps", "weight_decay", "max_grad_norm", "caption_dropout", "snr_gamma",
-]);
-const FLAGS = new Set(["flip"]);
-const LISTS = new Set(["sample_prompts"]);
-const OUTSIDE = new Set(["dataset_id", "base_model_id", "title", "then"]);
+// How long the form rests before a worker is asked to measure, and between two looks at the answer.
+const COST_MS = 1500;
+const OUTSIDE = new Set(["dataset_id", "base_model_id", "type", "title", "then"]);
 
 const form = document.getElementById("training-form");
 const review = document.getElementById("review");
 const picker = form.querySelector("model-picker");
 let timer = 0;
+let costTimer = 0;
 
 function askReview() {
   clearTimeout(timer);
+  clearTimeout(costTimer);
   timer = setTimeout(() => htmx.trigger(review, "review"), REVIEW_MS);
 }
 
@@ -29,6 +27,7 @@ function showDefaults() {
   const facts = review.querySelector("[data-resolved]");
   if (!facts) return;
   const resolved = JSON.parse(facts.dataset.resolved);
+  showMethod(resolved.tune);
   for (const [name, value] of Object.entries(resolved)) {
     const field = form.elements[name];
     if (!field || field instanceof RadioNodeList) continue;
@@ -39,28 +38,67 @@ function showDefaults() {
   }
 }
 
-function settingOf(name, text) {
-  if (NUMBERS.has(name)) return Number.isNaN(Number(text.replace(",", "."))) ? text : Number(text.replace(",", "."));
-  if (FLAGS.has(name)) return text === "true";
-  if (LISTS.has(name)) return text.split("\n").map((line) => line.trim()).filter(Boolean);
-  return text;
+/** Show what the chosen method knows, and hide the rest; a hidden field is not sent. */
+function showMethod(tune) {
+  const method = form.elements.type.value;
+  for (const field of form.querySelectorAll("[data-methods]")) {
+    const known = field.dataset.methods.split(" ").includes(method);
+    field.hidden = !known || Boolean(tune && field.dataset.tune && field.dataset.tune !== tune);
+  }
+  for (const fold of form.querySelectorAll("details.fold")) {
+    fold.hidden = !fold.querySelector("[data-methods]:not([hidden])");
+  }
+}
+
+function settingOf(field, text) {
+  const number = Number(text.replace(",", "."));
+  switch (field.dataset?.kind) {
+    case "number":
+      return Number.isNaN(number) ? text : number;
+    case "flag":
+      return text === "true";
+    case "texts":
+      return text.split("\n").map((line) => line.trim()).filter(Boolean);
+    default:
+      return text;
+  }
 }
 
 function bodyOf() {
   const config = {};
   for (const [name, text] of new FormData(form)) {
-    if (OUTSIDE.has(name) || text.trim() === "") continue;
-    config[name] = settingOf(name, text.trim());
+    const field = form.elements[name];
+    if (OUTSIDE.has(name) || text.trim() === "" || field.closest?.("[hidden]")) continue;
+    config[name] = settingOf(field, text.trim());
   }
   const values = new FormData(form);
   const dataset = values.get("dataset_id") || document.getElementById("other-dataset")?.value;
   return {
     dataset_id: dataset ? Number(dataset) : null,
     base_model_id: values.get("base_model_id") ? Number(values.get("base_model_id")) : null,
-    type: "lora",
+    type: values.get("type"),
     title: values.get("title") ?? "",
     config,
   };
+}
+
+/** Ask what the training costs; a worker that is free measures it meanwhile. */
+async function askCost() {
+  let cost;
+  const asked = bodyOf();
+  try {
+    const { dataset_id, base_model_id, type, config } = asked;
+    cost = await api("/api/training/estimate", { method: "POST", json: { dataset_id, base_model_id, type, config } });
+  } catch {
+    return;
+  }
+  const [time, memory] = [document.getElementById("cost-time"), document.getElementById("cost-memory")];
+  if (!time || JSON.stringify(asked) !== JSON.stringify(bodyOf())) return;
+  if (!cost.fits) time.textContent = gettext("does not fit the device’s memory");
+  else if (cost.seconds) time.textContent = interpolate(gettext("about %s"), [duration(cost.seconds)]);
+  else if (cost.measuring) time.textContent = gettext("being measured…");
+  if (cost.peak_memory_bytes) memory.textContent = bytes(cost.peak_memory_bytes);
+  if (cost.measuring && !document.hidden) costTimer = setTimeout(askCost, COST_MS);
 }
 
 async function submit(event) {
@@ -92,6 +130,8 @@ function restore() {
 }
 
 restore();
+showMethod("");
+for (const choice of form.elements.type) choice.addEventListener("change", () => showMethod(""));
 form.addEventListener("submit", submit);
 form.addEventListener("input", askReview);
 form.addEventListener("change", askReview);
@@ -111,6 +151,9 @@ form.addEventListener("change", (event) => {
   }
 });
 document.addEventListener("htmx:afterSwap", (event) => {
-  if (event.target === review) showDefaults();
+  if (event.target !== review) return;
+  showDefaults();
+  clearTimeout(costTimer);
+  if (review.querySelector("[data-known]:not([data-known=measured])")) costTimer = setTimeout(askCost, COST_MS);
 });
 askReview();

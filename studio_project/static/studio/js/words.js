@@ -48,7 +48,12 @@ export function donePercent(job) {
   return percent(job.status === "completed" ? 1 : Math.min(0.99, job.progress || 0));
 }
 
+/** How long a running job still takes; where a waiting one stands and when it will be done. */
 export function timeLeft(job) {
+  if (job.status === "queued" && job.position) {
+    const place = interpolate(gettext("place %s in the queue"), [job.position]);
+    return job.eta_seconds ? `${place} · ${interpolate(gettext("done in about %s"), [duration(job.eta_seconds)])}` : place;
+  }
   if (job.status !== "running" || !job.eta_seconds) return "";
   return interpolate(gettext("%s left"), [duration(job.eta_seconds)]);
 }

@@ -9,7 +9,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('generation_app', '0002_initial'),
+        ('generation_app', '0004_expected_seconds'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 

@@ -1,0 +1,51 @@
+"""Which name means which model to a client that knows names only."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from django.utils.translation import gettext as _
+
+from generation_app.engine.request import ARCHITECTURE_DEFAULTS
+from models_app.models import DiffusionModel
+from studio_project.api import Problem
+from studio_project.models import User
+
+
+def usable_models(user: User) -> list[DiffusionModel]:
+    """Return what this user can paint with now, newest first."""
+    rows = DiffusionModel.objects.usable_by(user).select_related("owner")
+    return list(
+        rows.filter(
+            category=DiffusionModel.Category.IMAGE, architecture__in=list(ARCHITECTURE_DEFAULTS)
+        )
+    )
+
+
+def named(user: User, models: list[DiffusionModel]) -> list[tuple[str, DiffusionModel]]:
+    """Return each model with the text that means it and no other: its name, else its id.
+
+    One's own model comes before a shared one of the same name, as everywhere.
+    """
+    by_name: defaultdict[str, list[DiffusionModel]] = defaultdict(list)
+    for model in models:
+        by_name[model.name].append(model)
+    meant = {}
+    for name, bearers in by_name.items():
+        candidates = [model for model in bearers if model.owner_id == user.pk] or bearers
+        if len(candidates) == 1:
+            meant[candidates[0].pk] = name
+    return [(meant.get(model.pk, str(model.pk)), model) for model in models]
+
+
+def best_base(user: User) -> DiffusionModel:
+    """Return the base model that is used when none is named: the largest that is ready.
+
+    Raises:
+        Problem: `model_unavailable`: there is none.
+    """
+    bases = [model for model in usable_models(user) if model.type == DiffusionModel.Type.BASE]
+    if not bases:
+        message = _("No model of this site can paint at the moment.")
+        raise Problem("model_unavailable", message, status=409, fields={"model": [message]})
+    return max(bases, key=lambda model: (model.size_bytes, -model.pk))

@@ -1,0 +1,235 @@
+"""How long requests take here, learned from those that have finished.
+
+The time of a request is that of its UNet passes, and that of what happens once for each picture
+(reading the prompt, decoding, saving); both depend on the size. Each is a median over finished
+requests of the same base, mode and device, so that one slow afternoon does not spoil it. What was
+never painted at a size is told from the sizes that were; what was never painted with a base, from
+other bases by the size of their weights. How the latest requests went says how busy the device is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import median
+from typing import Any
+
+from django.db.models import Q
+
+from generation_app.models import GenerationJob
+from models_app.models import DiffusionModel
+from studio_project.models import Worker
+
+MOST = 100
+# UNet passes for one step; all others make one.
+_PASSES = {"heun": 2.0}
+# A longer start than this times the usual one, and by this much, was the loading of a model.
+_COLD_FACTOR, _COLD_SECONDS = 2.0, 0.5
+_MAX_SLOPE = 2.0
+# The machine may have more or less to do than usual: the latest requests tell.
+PACE_REQUESTS = 8
+_PACE_TRUST = 0.7
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the time of a request grows with.
+
+    Attributes:
+        pixels: Of one picture, all its frames together.
+        passes: UNet passes over all pictures; one without guidance is half a pass.
+        images: Pictures.
+    """
+
+    pixels: int
+    passes: float
+    images: int
+
+
+def work_of(parameters: Mapping[str, Any]) -> Work:
+    """Return the work of resolved parameters."""
+    steps = parameters["num_inference_steps"] * _PASSES.get(parameters.get("scheduler", ""), 1.0)
+    steps *= parameters.get("strength") or 1.0
+    guided = parameters.get("guidance_scale", 7.0) > 1
+    images = parameters["num_images"]
+    pixels = parameters["width"] * parameters["height"] * (parameters.get("num_frames") or 1)
+    return Work(pixels, max(1.0, steps) * images * (1.0 if guided else 0.5), images)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One finished request.
+
+    Attributes:
+        work: What was asked.
+        denoise_seconds: In the UNet.
+        rest_seconds: In the engine otherwise, without loading.
+        start_seconds: All that the claim's time holds beside these: the way to the engine and back,
+            and the loading of what was not warm.
+        weights_bytes: Size of the base.
+    """
+
+    work: Work
+    denoise_seconds: float
+    rest_seconds: float
+    start_seconds: float
+    weights_bytes: int = 1
+
+
+def finished(
+    parameters: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    wall_seconds: float,
+    weights_bytes: int = 1,
+) -> Finished | None:
+    """Return a finished request's times; None if it does not tell them."""
+    try:
+        seconds = float(metrics["seconds"]) - float(metrics.get("load_seconds", 0.0))
+        denoise = float(metrics["denoise_seconds"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    if not 0 < denoise <= seconds or not math.isfinite(seconds):
+        return None
+    start = max(0.0, wall_seconds - seconds)
+    return Finished(work_of(parameters), denoise, seconds - denoise, start, max(1, weights_bytes))
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """How long a request will take from its claim on.
+
+    Attributes:
+        seconds: On a worker that has its model ready.
+        load_seconds: What a worker that has not needs on top.
+        basis: From what it was told: ``size`` (this base at this size), ``base``, ``device`` (this
+            base on another device) or ``site`` (other bases).
+    """
+
+    seconds: float
+    load_seconds: float
+    basis: str
+
+
+def foretell(samples: Sequence[Finished], work: Work, weights_bytes: int = 1) -> Forecast | None:
+    """Return how long a piece of work takes; None without samples.
+
+    Args:
+        samples: Finished requests, the latest first. Those of other bases count by the size of
+            their weights.
+        work: The work.
+        weights_bytes: Size of its base.
+    """
+    if not samples:
+        return None
+    learned = _Learned(samples)
+    size = max(1, weights_bytes)
+    exact = any(sample.work.pixels == work.pixels for sample in samples)
+    return Forecast(
+        learned.seconds(work, size) * learned.pace(samples[:PACE_REQUESTS]),
+        learned.load_seconds * size,
+        "size" if exact else "base",
+    )
+
+
+class _Learned:
+    """What finished requests tell: two curves over the size, and the usual start."""
+
+    def __init__(self, samples: Sequence[Finished]) -> None:
+        self._per_pass = _Curve(
+            (s.work.pixels, s.denoise_seconds / s.work.passes / s.weights_bytes) for s in samples
+        )
+        self._per_image = _Curve(
+            (s.work.pixels, s.rest_seconds / s.work.images / s.weights_bytes) for s in samples
+        )
+        usual = self._start = _usual_start(samples)
+        cold = [s for s in samples if s.start_seconds > _COLD_FACTOR * usual + _COLD_SECONDS]
+        loads = [(s.start_seconds - usual) / s.weights_bytes for s in cold]
+        self.load_seconds = median(loads) if loads else 0.0
+
+    def seconds(self, work: Work, weights_bytes: int) -> float:
+        """Return how long a piece of work takes once its model is ready."""
+        passes = work.passes * self._per_pass.at(work.pixels)
+        images = work.images * self._per_image.at(work.pixels)
+        return (passes + images) * weights_bytes + self._start
+
+    def pace(self, latest: Sequence[Finished]) -> float:
+        """Return how much slower than usual the device is just now, most of it trusted."""
+        ratios = [
+            (s.denoise_seconds + s.rest_seconds + self._start)
+            / self.seconds(s.work, s.weights_bytes)
+            for s in latest
+        ]
+        return float(median(ratios) ** _PACE_TRUST)
+
+
+def _usual_start(samples: Iterable[Finished]) -> float:
+    """Return the start of the quicker half: there the model was ready."""
+    starts = sorted(s.start_seconds for s in samples)
+    return median(starts[: (len(starts) + 1) // 2])
+
+
+class _Curve:
+    """A value over the size of a picture, from values at the sizes there were.
+
+    The nearest size gives it; how it grows is the median slope between all pairs of sizes in
+    logarithms (Theil–Sen), and proportionally where only one size is known.
+    """
+
+    def __init__(self, found: Iterable[tuple[int, float]]) -> None:
+        by_size: defaultdict[int, list[float]] = defaultdict(list)
+        for size, value in found:
+            by_size[size].append(value)
+        medians = self._medians = {size: median(values) for size, values in by_size.items()}
+        slopes = [
+            math.log(medians[b] / medians[a]) / math.log(b / a)
+            for a, b in combinations(sorted(medians), 2)
+            if medians[a] > 0 and medians[b] > 0
+        ]
+        self._slope = min(max(median(slopes), 0.0), _MAX_SLOPE) if slopes else 1.0
+
+    def at(self, pixels: int) -> float:
+        """Return the value at a size."""
+        nearest = min(self._medians, key=lambda size: abs(math.log(size / pixels)))
+        return float(self._medians[nearest] * (pixels / nearest) ** self._slope)
+
+
+# --- the site's own rows --------------------------------------------------------------------------
+def forecast(
+    base: DiffusionModel, mode: str, parameters: Mapping[str, Any], workers: Collection[Worker]
+) -> Forecast | None:
+    """Return how long a request will take here; None before anything like it was made.
+
+    Args:
+        base: What it is painted with.
+        mode: The mode of the request.
+        parameters: Its resolved values.
+        workers: Who might do it: finished requests on their kind of device come first.
+    """
+    work = work_of(parameters)
+    same_device = Q(worker__device_name__in={worker.device_name for worker in workers})
+    same_base = Q(base_model=base)
+    for condition, basis in ((same_base & same_device, ""), (same_base, "device"), (Q(), "site")):
+        samples = _finished_rows(condition, mode)
+        found = foretell(samples, work, base.size_bytes)
+        if found is not None:
+            return Forecast(found.seconds, found.load_seconds, basis or found.basis)
+    return None
+
+
+def _finished_rows(condition: Q, mode: str) -> list[Finished]:
+    """Return the latest finished requests of a mode that a condition keeps."""
+    rows = GenerationJob.objects.filter(
+        condition, mode=mode, status=GenerationJob.Status.COMPLETED, crash_count=0
+    ).exclude(base_model=None)
+    kept = rows.order_by("-created_at").values_list(
+        "parameters", "metrics", "started_at", "finished_at", "base_model__size_bytes"
+    )[:MOST]
+    samples = (
+        finished(parameters, metrics, (ended - started).total_seconds(), size)
+        for parameters, metrics, started, ended, size in kept
+        if started and ended
+    )
+    return [sample for sample in samples if sample is not None]

@@ -1,0 +1,83 @@
+"""When activations are computed twice, on a device of which the memory is made up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import training_app.trainer.memory as memory
+from training_app.trainer.memory import settle_checkpointing
+
+GIB = 1024**3
+
+
+class _Learner:
+    """Learns 1 MiB."""
+
+    def __init__(self) -> None:
+        self.parameters = {"unet.a": torch.zeros(1024**2 // 4)}
+        self.saves_memory = False
+
+    def save_memory(self) -> None:
+        self.saves_memory = True
+
+
+class _Training:
+    def __init__(self, error: Exception | None = None) -> None:
+        self.learner = _Learner()
+        self.rehearsals = 0
+        self._error = error
+
+    def rehearse(self) -> None:
+        self.rehearsals += 1
+        if self._error is not None:
+            raise self._error
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A GPU: how much of it is free, is ours, and what a step takes at its peak."""
+    numbers = {"free": 8 * GIB, "own": 1 * GIB, "peak": 2 * GIB}
+    cuda = memory.torch.cuda
+    monkeypatch.setattr(cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(cuda, "max_memory_allocated", lambda device: numbers["peak"])
+    monkeypatch.setattr(cuda, "memory_allocated", lambda device: numbers["own"])
+    monkeypatch.setattr(cuda, "mem_get_info", lambda device: (numbers["free"], 80 * GIB))
+    monkeypatch.setattr(memory.torch.random, "fork_rng", lambda devices: torch.no_grad())
+    return numbers
+
+
+@pytest.mark.parametrize(("peak", "is_on"), [(2, False), (8, False), (8.9, True), (20, True)])
+def test_auto_is_on_where_a_step_would_not_fit(
+    device: dict[str, Any], peak: float, is_on: bool
+) -> None:
+    device["peak"] = int(peak * GIB)
+    training = _Training()
+    assert settle_checkpointing(training, "auto", "cuda:0") is is_on
+    assert training.learner.saves_memory is is_on
+    assert training.rehearsals == 1
+
+
+def test_the_optimizer_state_to_come_counts(device: dict[str, Any]) -> None:
+    usable = int(memory.USABLE_SHARE * 9 * GIB)
+    device["peak"] = usable - 2 * 1024**2
+    assert not settle_checkpointing(_Training(), "auto", "cuda:0")
+    device["peak"] += 1
+    assert settle_checkpointing(_Training(), "auto", "cuda:0")
+
+
+def test_auto_is_on_where_trying_runs_out_of_memory(device: dict[str, Any]) -> None:
+    training = _Training(torch.OutOfMemoryError("full"))
+    assert settle_checkpointing(training, "auto", "cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("wish", "where", "is_on"),
+    [("on", "cpu", True), ("off", "cpu", False), ("auto", "cpu", False), ("off", "cuda:0", False)],
+)
+def test_nothing_is_tried_where_the_answer_is_known(wish: str, where: str, is_on: bool) -> None:
+    training = _Training()
+    assert settle_checkpointing(training, wish, where) is is_on
+    assert training.rehearsals == 0
