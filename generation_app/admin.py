@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.contrib import admin
 
-from generation_app.models import GeneratedImage, GenerationJob
+from generation_app.models import GeneratedImage, GenerationJob, InputPicture
 from studio_project.admin import ReadOnlyAdmin
 from studio_project.job_admin import JOB_FIELDS, JobAdmin
 
@@ -27,3 +27,14 @@ class GeneratedImageAdmin(ReadOnlyAdmin):
     date_hierarchy = "created_at"
     list_select_related = ("owner",)
     fields = ("id", "owner", "job_id", "width", "height", "size_bytes", "created_at", "deleted_at")
+
+
+@admin.register(InputPicture)
+class InputPictureAdmin(ReadOnlyAdmin):
+    """All pictures that requests start from, by owner, size and date, without their contents."""
+
+    list_display = ("id", "owner", "width", "height", "size_bytes", "created_at", "used_at")
+    list_filter = ("owner",)
+    date_hierarchy = "created_at"
+    list_select_related = ("owner",)
+    fields = ("id", "owner", "width", "height", "size_bytes", "created_at", "used_at")

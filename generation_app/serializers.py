@@ -73,7 +73,9 @@ class UploadSerializer(serializers.ModelSerializer):
 
     class Meta:
         model = InputPicture
-        fields = ("id", "url", "width", "height", "size_bytes", "format", "created_at")
+        fields: tuple[str, ...] = (
+            "id", "url", "width", "height", "size_bytes", "format", "created_at",
+        )  # fmt: skip
         read_only_fields = fields
 
     def get_url(self, picture: InputPicture) -> str:

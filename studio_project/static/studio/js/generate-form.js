@@ -7,6 +7,7 @@ import "./model-picker.js";
 import { PictureSource } from "./picture-source.js";
 
 const KEPT = "studio.generate";
+const WORDS = new Set(["prompt", "negative_prompt", "seed", "model"]);
 const FROM_PICTURE = new Set(["image-to-image", "inpaint", "image-to-video"]);
 
 export class GenerateForm {
@@ -53,6 +54,7 @@ export class GenerateForm {
   /** Show what a mode takes, and nothing else. */
   choose(mode) {
     if (!this.element.querySelector(`[data-mode="${CSS.escape(mode)}"]`)) return;
+    this.exchange(mode);
     this.mode = mode;
     for (const part of this.element.querySelectorAll("[data-modes]")) part.hidden = !part.dataset.modes.split(" ").includes(mode);
     // The easel may stand in its dialog.
@@ -60,6 +62,20 @@ export class GenerateForm {
     for (const button of this.element.querySelectorAll("[data-mode]")) button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
     this.modelChanged();
     this.sourceChanged();
+  }
+
+  /** Sizes and steps of clips mean nothing for pictures: each kind keeps what was chosen for it. */
+  exchange(mode) {
+    const kinds = [this.mode, mode].map((name) => name === "image-to-video");
+    if (kinds[0] === kinds[1]) return;
+    const kept = [...this.touched].filter((name) => this.fields[name] && !WORDS.has(name));
+    const before = this.other ?? {};
+    this.other = Object.fromEntries(kept.map((name) => [name, this.fields[name].value]));
+    for (const name of kept) this.touched.delete(name);
+    for (const [name, value] of Object.entries(before)) {
+      this.fields[name].value = value;
+      this.touched.add(name);
+    }
   }
 
   /** Start from a picture that the site has. */

@@ -113,7 +113,9 @@ export class Stage {
     this.panel.hidden = !image;
     document.getElementById("parameters-none").hidden = Boolean(image);
     if (!image) return;
-    document.getElementById("parameters-prompt").textContent = image.prompt;
+    const words = document.getElementById("parameters-prompt");
+    words.textContent = image.prompt;
+    words.hidden = !image.prompt;
     const rows = [
       [gettext("Model"), job.model.title || job.model.name],
       [gettext("Seed"), String(image.seed)],
