@@ -7,17 +7,14 @@ if the row is not made the file is removed. Who may do this was checked before (
 
 from __future__ import annotations
 
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import PurePath
 from typing import BinaryIO, TypedDict
 
-from django.conf import settings
 from django.core.files.uploadedfile import UploadedFile
 from django.db import IntegrityError, transaction
 from django.db.models import F
@@ -26,20 +23,17 @@ from django.utils.translation import gettext as _
 from datasets_app import captions
 from datasets_app.archives import Archive, Entry, EntryRefused
 from datasets_app.captions import Caption, CaptionBook
-from datasets_app.images import KeptPicture, keep_picture
+from datasets_app.images import KeptPicture
+from datasets_app.keeping import SUFFIXES, keep, temporary_file
 from datasets_app.models import Dataset, DatasetImage
 from datasets_app.names import clean_name
 from datasets_app.refusals import Refused
 from datasets_app.sentences import sentence
 from studio_project import storage
-from studio_project.api import Problem, disk_full, is_disk_full
+from studio_project.api import Problem, disk_full
 from studio_project.models import User
 
 LOOSE = 0  # the world of files that came without an archive
-SUFFIXES = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
-# A decoded picture is up to a hundred times its file: one at a time, however many people upload,
-# and always in the same thread, because each thread keeps the memory it has freed for itself.
-_decoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pictures")
 
 
 class Rejection(TypedDict):
@@ -194,7 +188,7 @@ class Intake:
         for packed in self._packed:
             if packed.world in stopped:
                 continue
-            with self._refusing(packed.shown_name), _temporary_file() as unpacked:
+            with self._refusing(packed.shown_name), temporary_file() as unpacked:
                 self._require_disk()
                 try:
                     packed.archive.copy(packed.entry, unpacked)
@@ -215,8 +209,8 @@ class Intake:
             self._book.mark_used(caption)
 
     def _store(self, name: str, stream: BinaryIO, caption: str) -> DatasetImage:
-        with _temporary_file() as kept:
-            picture = _keep(stream, kept)
+        with temporary_file() as kept:
+            picture = keep(stream, kept)
             self._refuse_twin(picture)
             storage.require_free_space(picture.size_bytes)
             folder = self.dataset.path
@@ -341,22 +335,3 @@ def _stream(file: UploadedFile) -> BinaryIO:
     if file.file is None:
         raise Refused("empty_file")
     return file.file  # type: ignore[return-value]
-
-
-def _keep(stream: BinaryIO, kept: BinaryIO) -> KeptPicture:
-    """Wait for the thread that decodes."""
-    return _decoder.submit(
-        keep_picture, stream, kept, max_pixels=settings.STUDIO_MAX_PIXELS
-    ).result()
-
-
-@contextmanager
-def _temporary_file() -> Iterator[BinaryIO]:
-    """Open a nameless file beside the uploads; no room for it is the disk's problem, not ours."""
-    try:
-        with tempfile.TemporaryFile(dir=settings.FILE_UPLOAD_TEMP_DIR) as file:
-            yield file  # type: ignore[misc]
-    except OSError as error:
-        if is_disk_full(error):
-            raise disk_full() from error
-        raise

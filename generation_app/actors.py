@@ -14,6 +14,7 @@ from typing import Any
 import dramatiq
 from django.conf import settings
 
+from generation_app.engine.request import MODES, field_names
 from generation_app.engine_host import EngineHost
 from generation_app.models import GenerationJob
 from generation_app.recording import Recorder
@@ -105,12 +106,14 @@ def _prepare(job: GenerationJob, missing: list[int], folder: Path) -> dict[str, 
     folder.mkdir(parents=True, exist_ok=True)
     share = current_device().share(KIND)
     parameters = job.parameters
-    names = (
-        "prompt", "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale",
-        "scheduler", "clip_skip",
-    )  # fmt: skip
+    names = field_names(job.mode) - {"loras", "seed", "num_images"}
+    request = {name: parameters[name] for name in names if name in parameters}
+    if "prompts" in parameters:
+        request["prompts"] = [parameters["prompts"][index] for index in missing]
+    for field in MODES[job.mode].inputs:
+        request[field] = str(storage.local_copy(getattr(job, field).key))
     return {
-        **{name: parameters[name] for name in names},
+        **request,
         "job_id": str(job.pk),
         "mode": job.mode,
         "base_folder": str(base.weights_folder()),

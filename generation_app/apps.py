@@ -14,13 +14,19 @@ class GenerationAppConfig(AppConfig):
 
     def ready(self) -> None:
         """Register what needs the models to be loaded."""
-        from generation_app import actors, files, services
+        from generation_app import actors, files, inputs, services
         from generation_app.models import GenerationJob
         from models_app.services import register_model_listener
         from models_app.texts import register_settings_check
-        from studio_project.jobs import register_file_references, register_job_class
+        from studio_project.jobs import (
+            register_chore,
+            register_file_references,
+            register_job_class,
+        )
 
         register_job_class(GenerationJob, actors.ring_doorbell)
         register_file_references("jobs", files.needed_keys)
+        register_file_references("inputs", files.needed_inputs)
+        register_chore("input_pictures", inputs.remove_unused)
         register_model_listener(services.model_changed)
         register_settings_check(services.check_default_settings)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 
 from django.db.models import Q
 
-from generation_app.models import GeneratedImage
+from generation_app.models import GeneratedImage, InputPicture
 from studio_project import storage
 
 logger = logging.getLogger(__name__)
@@ -16,8 +16,15 @@ logger = logging.getLogger(__name__)
 def needed_keys(keys: Collection[str]) -> set[str]:
     """Return which of these keys, all under `jobs/`, a picture that was not deleted needs."""
     wanted = set(keys)
-    images = GeneratedImage.objects.live().filter(Q(key__in=wanted) | Q(thumbnail_key__in=wanted))
-    return wanted & {key for pair in images.values_list("key", "thumbnail_key") for key in pair}
+    named = Q(key__in=wanted) | Q(thumbnail_key__in=wanted) | Q(animation_key__in=wanted)
+    rows = GeneratedImage.objects.live().filter(named)
+    found = rows.values_list("key", "thumbnail_key", "animation_key")
+    return wanted & {key for row in found for key in row}
+
+
+def needed_inputs(keys: Collection[str]) -> set[str]:
+    """Return which of these keys, all under `inputs/`, an input picture needs."""
+    return set(InputPicture.objects.filter(key__in=keys).values_list("key", flat=True))
 
 
 def remove(images: Iterable[GeneratedImage]) -> None:
@@ -26,7 +33,7 @@ def remove(images: Iterable[GeneratedImage]) -> None:
     One that cannot be removed now is logged and left to the sweep of unreferenced files.
     """
     for image in images:
-        for key in (image.key, image.thumbnail_key):
+        for key in image.keys:
             try:
                 storage.delete(key)
             except OSError:

@@ -11,7 +11,7 @@ from typing import Any
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from generation_app.engine.request import ARCHITECTURE_DEFAULTS, Limits, resolve_request
+from generation_app.engine.request import MODES, Limits, resolve_request
 from generation_app.engine.vocabulary import SCHEDULERS
 from studio_project.models import User
 
@@ -29,7 +29,7 @@ class ParameterField:
     minimum: float = 0
     maximum: float = 0
     step: str = "1"
-    choices: tuple[tuple[str, str], ...] = ()
+    choices: tuple[tuple[str, Words], ...] = ()
 
 
 def size_fields(user: User) -> list[ParameterField]:
@@ -77,19 +77,106 @@ def quality_fields() -> list[ParameterField]:
     ]
 
 
-def defaults_by_architecture() -> dict[str, dict[str, Any]]:
-    """Return what a request without values resolves to, for each family of models."""
-    kept = (
-        "width",
-        "height",
-        "num_images",
-        "num_inference_steps",
-        "guidance_scale",
-        "scheduler",
-        "clip_skip",
+def strength_field() -> ParameterField:
+    """Return how much of a picture is painted anew."""
+    return ParameterField(
+        "strength",
+        _("Strength"),
+        _("How much is painted anew: a little keeps the picture, 1 keeps only its place."),
+        kind="range",
+        minimum=0.05,
+        maximum=1,
+        step="0.05",
     )
-    found = {}
-    for architecture in ARCHITECTURE_DEFAULTS:
-        request = resolve_request({}, architecture=architecture).as_parameters()
-        found[architecture] = {name: request[name] for name in kept}
+
+
+def hires_fields() -> list[ParameterField]:
+    """Return how a picture is enlarged and refined."""
+    limits = Limits()
+    return [
+        ParameterField(
+            "hires_scale",
+            _("Enlarge by"),
+            _("Both sides grow so many times."),
+            kind="range",
+            minimum=1.25,
+            maximum=limits.max_hires_scale,
+            step="0.25",
+        ),
+        ParameterField(
+            "hires_strength",
+            _("Refine"),
+            _("How much detail is painted anew in the second pass."),
+            kind="range",
+            minimum=0.05,
+            maximum=1,
+            step="0.05",
+        ),
+        ParameterField(
+            "hires_upscaler",
+            _("Enlarge with"),
+            _("Latents give more new detail and need more refining."),
+            kind="choice",
+            choices=(("lanczos", _("Pixels (Lanczos)")), ("latent", _("Latents"))),
+        ),
+    ]
+
+
+def video_fields() -> list[ParameterField]:
+    """Return what decides how a picture moves."""
+    limits = Limits()
+    return [
+        ParameterField(
+            "num_frames",
+            _("Frames"),
+            _("How long the clip is: frames divided by frames a second."),
+            minimum=2,
+            maximum=limits.max_frames,
+        ),
+        ParameterField(
+            "fps", _("Frames a second"), _("How fast they follow."), minimum=1,
+            maximum=limits.max_fps,
+        ),
+        ParameterField(
+            "motion_bucket_id",
+            _("Motion"),
+            _("More moves more; 127 is usual."),
+            kind="range",
+            maximum=255,
+        ),
+        ParameterField(
+            "noise_aug_strength",
+            _("Freedom"),
+            _("Noise on the picture: more lets the clip leave it further."),
+            kind="range",
+            maximum=1,
+            step="0.01",
+        ),
+    ]  # fmt: skip
+
+
+def format_field() -> ParameterField:
+    """Return what kind of file a picture becomes."""
+    return ParameterField(
+        "output_format",
+        _("File"),
+        _("PNG and WebP keep every pixel; JPEG is smaller."),
+        kind="choice",
+        choices=(("png", "PNG"), ("webp", "WebP"), ("jpeg", "JPEG")),
+    )
+
+
+def defaults_by_architecture() -> dict[str, dict[str, Any]]:
+    """Return what requests without values resolve to, for each family of models, over all modes."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, mode in MODES.items():
+        for architecture in mode.architectures:
+            values = resolve_request({}, architecture=architecture, mode=name).as_parameters()
+            for dropped in ("seed", "loras", "prompt", "negative_prompt"):
+                values.pop(dropped, None)
+            found.setdefault(architecture, {}).update(values)
+    for values in found.values():
+        # What the switch stands at when somebody turns the second pass on.
+        if "hires_scale" in values:
+            values["hires_scale"] = 2.0
     return found

@@ -4,14 +4,14 @@ The time of a request is that of its UNet passes, and that of what happens once 
 (reading the prompt, decoding, saving); both depend on the size. Each is a median over finished
 requests of the same base, mode and device, so that one slow afternoon does not spoil it. What was
 never painted at a size is told from the sizes that were; what was never painted with a base, from
-other bases by the size of their weights.
+other bases by the size of their weights. How the latest requests went says how busy the device is.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
@@ -29,6 +29,9 @@ _PASSES = {"heun": 2.0}
 # A longer start than this times the usual one, and by this much, was the loading of a model.
 _COLD_FACTOR, _COLD_SECONDS = 2.0, 0.5
 _MAX_SLOPE = 2.0
+# The machine may have more or less to do than usual: the latest requests tell.
+PACE_REQUESTS = 8
+_PACE_TRUST = 0.7
 
 
 @dataclass(frozen=True)
@@ -110,28 +113,56 @@ class Forecast:
     basis: str
 
 
-def foretell(samples: Collection[Finished], work: Work, weights_bytes: int = 1) -> Forecast | None:
+def foretell(samples: Sequence[Finished], work: Work, weights_bytes: int = 1) -> Forecast | None:
     """Return how long a piece of work takes; None without samples.
 
     Args:
-        samples: Finished requests. Those of other bases count by the size of their weights.
+        samples: Finished requests, the latest first. Those of other bases count by the size of
+            their weights.
         work: The work.
         weights_bytes: Size of its base.
     """
     if not samples:
         return None
+    learned = _Learned(samples)
+    size = max(1, weights_bytes)
+    exact = any(sample.work.pixels == work.pixels for sample in samples)
+    return Forecast(
+        learned.seconds(work, size) * learned.pace(samples[:PACE_REQUESTS]),
+        learned.load_seconds * size,
+        "size" if exact else "base",
+    )
 
-    def each(value: Callable[[Finished], float]) -> float:
-        found = ((s.work.pixels, value(s) / s.weights_bytes) for s in samples)
-        return _at_size(found, work.pixels) * max(1, weights_bytes)
 
-    painting = work.passes * each(lambda s: s.denoise_seconds / s.work.passes)
-    painting += work.images * each(lambda s: s.rest_seconds / s.work.images)
-    usual = _usual_start(samples)
-    cold = [s for s in samples if s.start_seconds > _COLD_FACTOR * usual + _COLD_SECONDS]
-    load = median((s.start_seconds - usual) / s.weights_bytes for s in cold) if cold else 0.0
-    exact = any(s.work.pixels == work.pixels for s in samples)
-    return Forecast(painting + usual, load * max(1, weights_bytes), "size" if exact else "base")
+class _Learned:
+    """What finished requests tell: two curves over the size, and the usual start."""
+
+    def __init__(self, samples: Sequence[Finished]) -> None:
+        self._per_pass = _Curve(
+            (s.work.pixels, s.denoise_seconds / s.work.passes / s.weights_bytes) for s in samples
+        )
+        self._per_image = _Curve(
+            (s.work.pixels, s.rest_seconds / s.work.images / s.weights_bytes) for s in samples
+        )
+        usual = self._start = _usual_start(samples)
+        cold = [s for s in samples if s.start_seconds > _COLD_FACTOR * usual + _COLD_SECONDS]
+        loads = [(s.start_seconds - usual) / s.weights_bytes for s in cold]
+        self.load_seconds = median(loads) if loads else 0.0
+
+    def seconds(self, work: Work, weights_bytes: int) -> float:
+        """Return how long a piece of work takes once its model is ready."""
+        passes = work.passes * self._per_pass.at(work.pixels)
+        images = work.images * self._per_image.at(work.pixels)
+        return (passes + images) * weights_bytes + self._start
+
+    def pace(self, latest: Sequence[Finished]) -> float:
+        """Return how much slower than usual the device is just now, most of it trusted."""
+        ratios = [
+            (s.denoise_seconds + s.rest_seconds + self._start)
+            / self.seconds(s.work, s.weights_bytes)
+            for s in latest
+        ]
+        return float(median(ratios) ** _PACE_TRUST)
 
 
 def _usual_start(samples: Iterable[Finished]) -> float:
@@ -140,24 +171,29 @@ def _usual_start(samples: Iterable[Finished]) -> float:
     return median(starts[: (len(starts) + 1) // 2])
 
 
-def _at_size(found: Iterable[tuple[int, float]], pixels: int) -> float:
-    """Return a value at a size, from values at sizes.
+class _Curve:
+    """A value over the size of a picture, from values at the sizes there were.
 
     The nearest size gives it; how it grows is the median slope between all pairs of sizes in
     logarithms (Theil–Sen), and proportionally where only one size is known.
     """
-    by_size: defaultdict[int, list[float]] = defaultdict(list)
-    for size, value in found:
-        by_size[size].append(value)
-    medians = {size: median(values) for size, values in by_size.items()}
-    nearest = min(medians, key=lambda size: abs(math.log(size / pixels)))
-    slopes = [
-        math.log(medians[b] / medians[a]) / math.log(b / a)
-        for a, b in combinations(sorted(medians), 2)
-        if medians[a] > 0 and medians[b] > 0
-    ]
-    slope = min(max(median(slopes), 0.0), _MAX_SLOPE) if slopes else 1.0
-    return float(medians[nearest] * (pixels / nearest) ** slope)
+
+    def __init__(self, found: Iterable[tuple[int, float]]) -> None:
+        by_size: defaultdict[int, list[float]] = defaultdict(list)
+        for size, value in found:
+            by_size[size].append(value)
+        medians = self._medians = {size: median(values) for size, values in by_size.items()}
+        slopes = [
+            math.log(medians[b] / medians[a]) / math.log(b / a)
+            for a, b in combinations(sorted(medians), 2)
+            if medians[a] > 0 and medians[b] > 0
+        ]
+        self._slope = min(max(median(slopes), 0.0), _MAX_SLOPE) if slopes else 1.0
+
+    def at(self, pixels: int) -> float:
+        """Return the value at a size."""
+        nearest = min(self._medians, key=lambda size: abs(math.log(size / pixels)))
+        return float(self._medians[nearest] * (pixels / nearest) ** self._slope)
 
 
 # --- the site's own rows --------------------------------------------------------------------------
@@ -187,12 +223,13 @@ def _finished_rows(condition: Q, mode: str) -> list[Finished]:
     """Return the latest finished requests of a mode that a condition keeps."""
     rows = GenerationJob.objects.filter(
         condition, mode=mode, status=GenerationJob.Status.COMPLETED, crash_count=0
-    ).exclude(Q(started_at=None) | Q(finished_at=None) | Q(base_model=None))
+    ).exclude(base_model=None)
     kept = rows.order_by("-created_at").values_list(
         "parameters", "metrics", "started_at", "finished_at", "base_model__size_bytes"
     )[:MOST]
     samples = (
         finished(parameters, metrics, (ended - started).total_seconds(), size)
         for parameters, metrics, started, ended, size in kept
+        if started and ended
     )
     return [sample for sample in samples if sample is not None]

@@ -1,11 +1,12 @@
-"""A request for pictures and the pictures it made.
+"""A request for pictures or clips, what it starts from and what it made.
 
-Both belong to one user and are never shared. A picture keeps the name of the model that painted it,
-whatever becomes of the model.
+All of them belong to one user and are never shared. A picture keeps the name of the model that
+painted it, whatever becomes of the model.
 """
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Any, ClassVar, Self
 
 from django.conf import settings
@@ -18,6 +19,59 @@ from models_app.models import DiffusionModel
 from studio_project.jobs import Job
 from studio_project.models import User
 
+MEDIA_TYPES = {
+    ".png": "image/png",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+    ".mp4": "video/mp4",
+}
+
+
+class InputPictureQuerySet(models.QuerySet):
+    """Input pictures by whom they belong to."""
+
+    def visible_to(self, user: User | AnonymousUser) -> Self:
+        """Keep the user's own."""
+        return self.filter(owner=user) if user.is_authenticated else self.none()
+
+    def unused(self) -> Self:
+        """Keep those that no request starts from."""
+        return self.filter(started=None, masked=None)
+
+
+class InputPicture(models.Model):
+    """A picture or a mask that requests start from: checked, flattened, private, kept once.
+
+    It is a copy, so a request can be made again whatever becomes of the gallery picture or of the
+    dataset it was taken from. Those that no request needs go after a day.
+    """
+
+    owner = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="input_pictures"
+    )
+    key = models.CharField(max_length=200, unique=True)
+    width = models.PositiveIntegerField()
+    height = models.PositiveIntegerField()
+    size_bytes = models.PositiveBigIntegerField()
+    format = models.CharField(max_length=10)
+    pixel_sha256 = models.CharField(max_length=64)
+    created_at = models.DateTimeField(default=timezone.now)
+    used_at = models.DateTimeField(default=timezone.now)
+
+    objects = InputPictureQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-created_at", "-id")
+        constraints = [
+            models.UniqueConstraint(
+                fields=("owner", "pixel_sha256"), name="one_input_picture_per_owner"
+            ),
+        ]
+        indexes = [models.Index(fields=("used_at",), name="input_picture_used")]
+
+    def __str__(self) -> str:
+        return f"{self.pk} of {self.owner_id}"
+
 
 class GenerationJob(Job):
     """One request, with every value resolved when it was sent."""
@@ -26,6 +80,9 @@ class GenerationJob(Job):
         """What is asked for; the values are the last part of the API's path."""
 
         TEXT_TO_IMAGE = "text-to-image", _("Text to image")
+        IMAGE_TO_IMAGE = "image-to-image", _("Picture to picture")
+        INPAINT = "inpaint", _("Part of a picture")
+        IMAGE_TO_VIDEO = "image-to-video", _("Picture to video")
 
     queue_name: ClassVar[str] = "generation"
     noun: ClassVar[str] = "generation_job"
@@ -42,6 +99,17 @@ class GenerationJob(Job):
         DiffusionModel, on_delete=models.SET_NULL, null=True, related_name="+"
     )
     needed_models = models.ManyToManyField(DiffusionModel, related_name="+")
+    # What it starts from.
+    image = models.ForeignKey(
+        InputPicture, on_delete=models.PROTECT, null=True, blank=True, related_name="started"
+    )
+    mask_image = models.ForeignKey(
+        InputPicture, on_delete=models.PROTECT, null=True, blank=True, related_name="masked"
+    )
+    # The picture that it makes again, to be compared with.
+    remake_of = models.ForeignKey(
+        "GeneratedImage", on_delete=models.SET_NULL, null=True, blank=True, related_name="remakes"
+    )
     parameters = models.JSONField(default=dict)
     metrics = models.JSONField(default=dict, blank=True)
     # What was foreseen when it was sent: from its claim on, and for a model that is not ready.
@@ -86,10 +154,14 @@ class GeneratedImage(models.Model):
     index = models.PositiveIntegerField()
     key = models.CharField(max_length=300)
     thumbnail_key = models.CharField(max_length=300, blank=True)
+    # Of a clip: the same frames as a picture that moves.
+    animation_key = models.CharField(max_length=300, blank=True)
     seed = models.BigIntegerField()
     width = models.PositiveIntegerField()
     height = models.PositiveIntegerField()
     parameters = models.JSONField(default=dict)
+    # How far it is from the picture it was made again from (see `comparing`), else null.
+    difference = models.JSONField(null=True, blank=True)
     size_bytes = models.PositiveBigIntegerField(default=0)
     created_at = models.DateTimeField(default=timezone.now)
     deleted_at = models.DateTimeField(null=True, blank=True)
@@ -107,6 +179,26 @@ class GeneratedImage(models.Model):
 
     def __str__(self) -> str:
         return f"{self.job_id} #{self.index}"
+
+    @property
+    def suffix(self) -> str:
+        """How its file's name ends, with the dot."""
+        return PurePosixPath(self.key).suffix
+
+    @property
+    def media_type(self) -> str:
+        """What its file is, for HTTP."""
+        return MEDIA_TYPES.get(self.suffix, "image/png")
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it is a clip."""
+        return self.media_type.startswith("video/")
+
+    @property
+    def keys(self) -> list[str]:
+        """Every file it has."""
+        return [key for key in (self.key, self.thumbnail_key, self.animation_key) if key]
 
 
 class CheckpointChoice(models.Model):

@@ -16,6 +16,7 @@ from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
+from generation_app.comparing import compare
 from generation_app.models import GeneratedImage, GenerationJob
 from models_app.thumbnails import make_thumbnail
 from studio_project import events, storage, supervision
@@ -101,23 +102,32 @@ class Recorder:
 
     def _image(self, message: Message) -> None:
         index, path = self.missing[message["index"]], Path(message["path"])
-        with path.open("rb") as handle:
-            thumbnail = make_thumbnail(handle)
         name = f"jobs/{self.job.pk}/{self.job.epoch}/image-{index:03d}"
-        size_bytes = storage.save(f"{name}.png", path)
-        storage.save(f"{name}.webp", thumbnail)
+        key, thumbnail_key = f"{name}{path.suffix}", f"{name}-small.webp"
+        # Of a clip the first frame stands for it.
+        with Path(message.get("still") or path).open("rb") as handle:
+            thumbnail = make_thumbnail(handle)
+        size_bytes = storage.save(key, path)
+        storage.save(thumbnail_key, thumbnail)
+        animation_key = ""
+        if "animation" in message:
+            animation_key = f"{name}.webp"
+            size_bytes += storage.save(animation_key, Path(message["animation"]))
+        difference = compare(self.job.remake_of, path) if self.job.remake_of else None
         with transaction.atomic():
             _image, is_new = GeneratedImage.objects.get_or_create(
                 job=self.job,
                 index=index,
                 defaults={
                     "owner_id": self.job.owner_id,
-                    "key": f"{name}.png",
-                    "thumbnail_key": f"{name}.webp",
+                    "key": key,
+                    "thumbnail_key": thumbnail_key,
+                    "animation_key": animation_key,
                     "seed": message["seed"],
                     "width": message["width"],
                     "height": message["height"],
                     "parameters": _told(message.get("parameters", {}), self.job),
+                    "difference": difference,
                     "size_bytes": size_bytes,
                     # When its file was finished; the row follows some milliseconds later.
                     "created_at": datetime.fromtimestamp(path.stat().st_mtime, UTC),

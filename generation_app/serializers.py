@@ -1,6 +1,6 @@
 """How requests for pictures and the pictures read in the API.
 
-What a request may hold is checked by `engine.request`; the serializer of it here only documents.
+What a request may hold stands in `request_serializers`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from typing import Any
 from django.urls import reverse
 from rest_framework import serializers
 
-from generation_app.engine.request import SCHEDULERS
 from generation_app.foresight import Foresight
-from generation_app.models import GeneratedImage, GenerationJob
+from generation_app.models import GeneratedImage, GenerationJob, InputPicture
 from studio_project.job_serializers import FiniteField, JobSerializer
 
 
@@ -22,32 +21,6 @@ class NamedModelSerializer(serializers.Serializer):
     id = serializers.IntegerField(allow_null=True)
     name = serializers.CharField()
     title = serializers.CharField()
-
-
-class LoraRequestSerializer(serializers.Serializer):
-    """A LoRA and how strongly it acts."""
-
-    model = serializers.CharField(help_text="Id or name.")
-    weight = serializers.FloatField(required=False, help_text="1 = as trained.")
-
-
-class TextToImageRequestSerializer(serializers.Serializer):
-    """A request; what is left out comes from the model. Bounds stand in /api/options/."""
-
-    model = serializers.CharField(help_text="Id or name of a model.")
-    prompt = serializers.CharField(required=False)
-    negative_prompt = serializers.CharField(required=False)
-    width = serializers.IntegerField(required=False)
-    height = serializers.IntegerField(required=False)
-    num_inference_steps = serializers.IntegerField(required=False)
-    guidance_scale = serializers.FloatField(required=False)
-    scheduler = serializers.CharField(required=False, help_text=", ".join(SCHEDULERS))
-    seed = serializers.IntegerField(
-        required=False, allow_null=True, help_text="null or -1: random, answered resolved."
-    )
-    num_images = serializers.IntegerField(required=False, help_text="Image i uses seed + i.")
-    loras = LoraRequestSerializer(many=True, required=False)
-    clip_skip = serializers.IntegerField(required=False)
 
 
 class GenerationEstimateSerializer(serializers.Serializer):
@@ -82,6 +55,71 @@ class LoraSerializer(serializers.Serializer):
     weight = serializers.FloatField()
 
 
+class DifferenceSerializer(serializers.Serializer):
+    """How far a picture is from the one it was made again from."""
+
+    max = FiniteField(required=False, help_text="Largest difference of a value, of 255.")
+    mean = FiniteField(required=False, help_text="Over all values.")
+    share = FiniteField(required=False, help_text="Share of the values that differ, 0 to 1.")
+    sizes = serializers.ListField(
+        child=serializers.CharField(), required=False, help_text="If the sizes differ."
+    )
+
+
+class UploadSerializer(serializers.ModelSerializer):
+    """A picture that requests may start from: `{"upload_id": id}`."""
+
+    url = serializers.SerializerMethodField()
+
+    class Meta:
+        model = InputPicture
+        fields = ("id", "url", "width", "height", "size_bytes", "format", "created_at")
+        read_only_fields = fields
+
+    def get_url(self, picture: InputPicture) -> str:
+        """The picture as it was kept."""
+        return reverse("generate-upload-file", args=[picture.pk])
+
+
+class RecalledLoraSerializer(serializers.Serializer):
+    """A LoRA that was found again."""
+
+    model = serializers.IntegerField()
+    name = serializers.CharField()
+    title = serializers.CharField()
+    weight = serializers.FloatField()
+
+
+class MissingSerializer(serializers.Serializer):
+    """A model that a file names and that is not here."""
+
+    kind = serializers.ChoiceField(choices=("model", "lora"))
+    name = serializers.CharField()
+
+
+class RecalledSerializer(serializers.Serializer):
+    """What a file or a text says of its making, as values of a request."""
+
+    source = serializers.ChoiceField(  # type: ignore[assignment]
+        choices=("studio", "a1111", "invokeai", "comfyui")
+    )
+    mode = serializers.CharField(allow_null=True)
+    values = serializers.DictField()
+    model = NamedModelSerializer(allow_null=True)
+    loras = RecalledLoraSerializer(many=True)
+    missing = MissingSerializer(many=True)
+
+
+class UploadedSerializer(UploadSerializer):
+    """A picture that was just sent, and how it was made if the file says so."""
+
+    recalled = RecalledSerializer(allow_null=True, read_only=True)
+
+    class Meta(UploadSerializer.Meta):
+        fields = (*UploadSerializer.Meta.fields, "recalled")  # type: ignore[assignment]
+        read_only_fields = fields  # type: ignore[assignment]
+
+
 class ImageLinkSerializer(serializers.ModelSerializer):
     """A picture as its job shows it."""
 
@@ -90,12 +128,28 @@ class ImageLinkSerializer(serializers.ModelSerializer):
 
     class Meta:
         model = GeneratedImage
-        fields: tuple[str, ...] = ("id", "index", "url", "thumbnail_url", "seed", "width", "height")
+        fields: tuple[str, ...] = (
+            "id", "index", "url", "thumbnail_url", "animation_url", "media_type", "prompt", "seed",
+            "width", "height", "difference",
+        )  # fmt: skip
         read_only_fields = fields
+
+    media_type = serializers.CharField(read_only=True)
+    prompt = serializers.SerializerMethodField()
+    animation_url = serializers.SerializerMethodField()
+    difference = DifferenceSerializer(read_only=True, allow_null=True)
 
     def get_url(self, image: GeneratedImage) -> str:
         """The picture."""
         return reverse("image-file", args=[image.pk])
+
+    def get_prompt(self, image: GeneratedImage) -> str:
+        """The words it was painted from."""
+        return str(image.parameters.get("prompt", ""))
+
+    def get_animation_url(self, image: GeneratedImage) -> str | None:
+        """A clip as a picture that moves; null for pictures."""
+        return reverse("image-animation", args=[image.pk]) if image.animation_key else None
 
     def get_thumbnail_url(self, image: GeneratedImage) -> str:
         """A small version of it."""
@@ -107,12 +161,11 @@ class ImageSerializer(ImageLinkSerializer):
 
     model = serializers.SerializerMethodField()
     job_id = serializers.UUIDField()
-    prompt = serializers.SerializerMethodField()
 
     class Meta(ImageLinkSerializer.Meta):
         fields = (
             *ImageLinkSerializer.Meta.fields,
-            "job_id", "model", "prompt", "parameters", "size_bytes", "created_at",
+            "job_id", "model", "parameters", "size_bytes", "created_at",
         )  # fmt: skip
         read_only_fields = fields
 
@@ -120,32 +173,50 @@ class ImageSerializer(ImageLinkSerializer):
         """The model it was painted with."""
         return named_model(image.job)  # type: ignore[return-value]
 
-    def get_prompt(self, image: GeneratedImage) -> str:
-        """The words it was painted from."""
-        return str(image.parameters.get("prompt", ""))
+
+def _value(kind: type[serializers.Field], name: str) -> Any:
+    """Make the field of a value that not every mode has: null where it has none."""
+    return kind(source=f"parameters.{name}", allow_null=True, default=None)
 
 
 class GenerationSerializer(JobSerializer):
-    """A request with every value resolved, and its pictures."""
+    """A request with every value resolved, and its pictures; values of other modes are null."""
 
     url = serializers.SerializerMethodField()
     mode = serializers.CharField()
     model = serializers.SerializerMethodField()
     base_model_id = serializers.IntegerField(allow_null=True)
-    prompt = serializers.CharField(source="parameters.prompt")
-    negative_prompt = serializers.CharField(source="parameters.negative_prompt")
-    width = serializers.IntegerField(source="parameters.width")
-    height = serializers.IntegerField(source="parameters.height")
-    num_inference_steps = serializers.IntegerField(source="parameters.num_inference_steps")
-    guidance_scale = FiniteField(source="parameters.guidance_scale")
-    scheduler = serializers.CharField(source="parameters.scheduler")
-    seed = serializers.IntegerField(source="parameters.seed")
-    num_images = serializers.IntegerField(source="parameters.num_images")
+    image = UploadSerializer(allow_null=True)
+    mask_image = UploadSerializer(allow_null=True)
+    remake_of_id = serializers.IntegerField(allow_null=True)
+    prompt = _value(serializers.CharField, "prompt")
+    negative_prompt = _value(serializers.CharField, "negative_prompt")
+    width = _value(serializers.IntegerField, "width")
+    height = _value(serializers.IntegerField, "height")
+    num_inference_steps = _value(serializers.IntegerField, "num_inference_steps")
+    guidance_scale = _value(FiniteField, "guidance_scale")
+    scheduler = _value(serializers.CharField, "scheduler")
+    seed = _value(serializers.IntegerField, "seed")
+    num_images = _value(serializers.IntegerField, "num_images")
     loras = LoraSerializer(source="parameters.loras", many=True)
-    clip_skip = serializers.IntegerField(source="parameters.clip_skip")
+    clip_skip = _value(serializers.IntegerField, "clip_skip")
+    output_format = _value(serializers.CharField, "output_format")
+    strength = _value(FiniteField, "strength")
+    mask_blur = _value(serializers.IntegerField, "mask_blur")
+    hires_scale = _value(FiniteField, "hires_scale")
+    hires_strength = _value(FiniteField, "hires_strength")
+    hires_steps = _value(serializers.IntegerField, "hires_steps")
+    hires_upscaler = _value(serializers.CharField, "hires_upscaler")
+    num_frames = _value(serializers.IntegerField, "num_frames")
+    fps = _value(serializers.IntegerField, "fps")
+    motion_bucket_id = _value(serializers.IntegerField, "motion_bucket_id")
+    noise_aug_strength = _value(FiniteField, "noise_aug_strength")
+    decode_chunk_size = _value(serializers.IntegerField, "decode_chunk_size")
+    min_guidance_scale = _value(FiniteField, "min_guidance_scale")
+    max_guidance_scale = _value(FiniteField, "max_guidance_scale")
     images = serializers.SerializerMethodField()
     preview_url = serializers.SerializerMethodField()
-    eta_seconds = serializers.SerializerMethodField()
+    eta_seconds = serializers.SerializerMethodField()  # type: ignore[assignment]
 
     def get_eta_seconds(self, job: GenerationJob) -> int | None:
         """In how many seconds it is done, while it waits too; null if that cannot be told."""

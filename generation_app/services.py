@@ -7,7 +7,7 @@ Each verb checks, writes and rings; none of them paints. Problems are raised as
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from django.db import transaction
@@ -19,14 +19,19 @@ from django.utils.translation import gettext as _
 from generation_app import files
 from generation_app.engine.errors import MESSAGES
 from generation_app.engine.request import (
+    ARCHITECTURE_DEFAULTS,
+    MODES,
     GenerationRequest,
     Limits,
+    PictureRequest,
     RequestError,
     resolve_request,
 )
 from generation_app.foresight import foresee
 from generation_app.history import Forecast, forecast
+from generation_app.inputs import Inputs, resolve_inputs, size_like
 from generation_app.models import GeneratedImage, GenerationJob
+from generation_app.wording import TooManyVariations, take_loras, variations
 from models_app.models import DiffusionModel
 from models_app.services import resolve_model
 from studio_project import events, jobs, storage
@@ -37,6 +42,7 @@ from studio_project.models import User
 Status = GenerationJob.Status
 # Room for one request's pictures; the floor of the disk comes on top.
 WORKING_BYTES = 16 * 1024**2
+_NOWHERE = {"width": 512, "height": 512}
 
 
 @dataclass(frozen=True)
@@ -53,44 +59,75 @@ class Chosen:
         return [self.base, *(lora for lora, _weight in self.loras)]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A request, understood: its values, its models, its pictures, and each image's own words."""
+
+    request: GenerationRequest
+    chosen: Chosen
+    inputs: Inputs
+    prompts: tuple[str, ...]
+
+    def as_parameters(self) -> dict[str, Any]:
+        """Return everything a job keeps of it, as plain JSON."""
+        loras = [
+            {"id": lora.pk, "name": lora.name, "title": lora.title, "weight": weight}
+            for lora, weight in self.chosen.loras
+        ]
+        values = {**self.request.as_parameters(), "loras": loras, "seeds": self.request.seeds}
+        if self.prompts:
+            values["prompts"] = list(self.prompts)
+        return values
+
+
 # --- ask ------------------------------------------------------------------------------------------
 def submit_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> GenerationJob:
     """Queue a request for pictures.
 
     Args:
         user: Who asks.
-        mode: `text-to-image`.
+        mode: A value of `GenerationJob.Mode`.
         body: The request as it came; `model` is an id or a name.
 
     Raises:
         Problem: `method_unavailable`, `model_not_found`, `model_ambiguous`, `model_unavailable`,
-            `model_incompatible`, `invalid` with the fields that are wrong, `disk_full`,
-            `storage_full` or `active_jobs_limit`.
+            `model_incompatible`, `invalid` with the fields that are wrong, `not_found` for a
+            picture, `disk_full`, `storage_full` or `active_jobs_limit`.
     """
-    request, chosen = _understand(user, mode, body)
-    model, base = chosen.model, chosen.base
-    storage.require_free_space(WORKING_BYTES)
-    jobs.require_stored_room(user)
-    told = _forecast(request, base, mode)
+    asked = _understand(user, mode, body)
+    model, chosen = asked.chosen.model, asked.chosen
+    told = _forecast(asked, mode)
     job = GenerationJob(
         owner=user,
         mode=mode,
-        status=Status.QUEUED,
-        queued_at=timezone.now(),
         model=model,
         model_name=model.name,
         model_title=model.shown_title,
-        base_model=base,
-        parameters=_parameters(request, chosen),
-        total_steps=request.num_inference_steps * request.num_images,
-        required_bytes=sum(needed.size_bytes for needed in chosen.all),
+        base_model=chosen.base,
+        image=asked.inputs.image,
+        mask_image=asked.inputs.mask_image,
+        parameters=asked.as_parameters(),
+        total_steps=asked.request.steps_per_image * asked.request.num_images,
         expected_seconds=told.seconds if told else None,
         expected_load_seconds=told.load_seconds if told else None,
     )
+    return queue(job, chosen.all)
+
+
+def queue(job: GenerationJob, needed: list[DiffusionModel]) -> GenerationJob:
+    """Save a new job and ring, if there is room and its owner may have one more.
+
+    Raises:
+        Problem: `disk_full`, `storage_full` or `active_jobs_limit`.
+    """
+    storage.require_free_space(WORKING_BYTES)
+    jobs.require_stored_room(job.owner)
+    job.status, job.queued_at = Status.QUEUED, timezone.now()
+    job.required_bytes = sum(model.size_bytes for model in needed)
     with transaction.atomic():
-        jobs.enforce_active_cap(user)
+        jobs.enforce_active_cap(job.owner)
         job.save(force_insert=True)
-        job.needed_models.set(chosen.all)
+        job.needed_models.set(needed)
         job.announce()
         jobs.ring(GenerationJob.queue_name)
     return job
@@ -107,31 +144,73 @@ def estimate_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> di
     Raises:
         Problem: As `submit_generation`.
     """
-    request, chosen = _understand(user, mode, body)
-    told = _forecast(request, chosen.base, mode)
+    asked = _understand(user, mode, body)
+    request, base = asked.request, asked.chosen.base
+    told = _forecast(asked, mode)
     return {
-        "total_steps": request.num_inference_steps * request.num_images,
+        "total_steps": request.steps_per_image * request.num_images,
         "num_images": request.num_images,
         "seconds": round(told.seconds, 1) if told else None,
         "load_seconds": round(told.load_seconds, 1) if told else None,
         "basis": told.basis if told else None,
-        **foresee(user, chosen.base, told),
+        **foresee(user, base, told),
     }
 
 
-def _forecast(request: GenerationRequest, base: DiffusionModel, mode: str) -> Forecast | None:
+def _forecast(asked: Asked, mode: str) -> Forecast | None:
     workers = live_workers(GenerationJob.queue_name)
-    return forecast(base, mode, request.as_parameters(), workers)
+    return forecast(asked.chosen.base, mode, asked.as_parameters(), workers)
 
 
-def _understand(user: User, mode: str, body: Mapping[str, Any]) -> tuple[GenerationRequest, Chosen]:
-    """Resolve every value of a request and every model it names."""
+def _understand(user: User, mode: str, body: Mapping[str, Any]) -> Asked:
+    """Resolve every value of a request and every model and picture it names."""
     if mode not in GenerationJob.Mode.values:
         raise Problem("method_unavailable", _("This site cannot do that yet."), status=404)
     model = _resolve_named(user, body.get("model"), "model")
     base = _base_of(user, model)
-    request = _resolve(user, body, model, base)
-    return request, Chosen(model, base, _choose_loras(user, model, base, request))
+    body = _with_tagged_loras(body)
+    defaults = {**base.default_settings, **model.default_settings}
+    if base.architecture not in MODES[mode].architectures:
+        defaults = {}  # refused below, and its sizes mean nothing here
+    inputs = resolve_inputs(user, mode, body)
+    if inputs.image is not None:
+        home = {**ARCHITECTURE_DEFAULTS.get(base.architecture, _NOWHERE), **defaults}
+        size = (home["width"], home["height"])
+        defaults |= size_like(inputs.image, home=size, mode=mode)
+    request, prompts = _varied(user, _resolve(user, mode, body, base, defaults))
+    chosen = Chosen(model, base, _choose_loras(user, model, base, request))
+    return Asked(request, chosen, inputs, prompts)
+
+
+def _with_tagged_loras(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Move the LoRAs that a prompt names into the list of LoRAs."""
+    prompt, loras = body.get("prompt"), body.get("loras")
+    if not isinstance(prompt, str) or not (loras is None or isinstance(loras, list)):
+        return body
+    prompt, tags = take_loras(prompt)
+    if not tags:
+        return body
+    tagged = [{"model": tag.name, "weight": tag.weight} for tag in tags]
+    return {**body, "prompt": prompt, "loras": [*(loras or []), *tagged]}
+
+
+def _varied(user: User, request: GenerationRequest) -> tuple[GenerationRequest, tuple[str, ...]]:
+    """Write out the variations of a prompt: each is painted, all of them equally often."""
+    if not isinstance(request, PictureRequest):
+        return request, ()
+    most = user.max_images_per_request
+    try:
+        found = variations(request.prompt, most=most)
+    except TooManyVariations as error:
+        message = _("These variations mean %(count)s pictures; you may ask for %(most)s.") % {
+            "count": error.count if error.count < 10**6 else "1000000+",
+            "most": most,
+        }
+        raise Problem("too_many_variations", message, fields={"prompt": [message]}) from error
+    if found == [request.prompt]:
+        return request, ()
+    rounds = min(-(-request.num_images // len(found)), most // len(found))
+    return replace(request, num_images=rounds * len(found)), tuple(found * rounds)
 
 
 def _resolve_named(user: User, reference: Any, field: str) -> DiffusionModel:
@@ -149,8 +228,8 @@ def _resolve_named(user: User, reference: Any, field: str) -> DiffusionModel:
 
 
 def _base_of(user: User, model: DiffusionModel) -> DiffusionModel:
-    """Return the pipeline a model is painted with: itself, or the base a LoRA brings."""
-    if model.type != DiffusionModel.Type.LORA:
+    """Return the pipeline a model is painted with: itself, or the base that an adapter brings."""
+    if not model.is_adapter:
         return model
     base = (
         DiffusionModel.objects.usable_by(user).filter(pk=model.base_model_id).first()
@@ -166,13 +245,18 @@ def _base_of(user: User, model: DiffusionModel) -> DiffusionModel:
 
 
 def _resolve(
-    user: User, body: Mapping[str, Any], model: DiffusionModel, base: DiffusionModel
+    user: User,
+    mode: str,
+    body: Mapping[str, Any],
+    base: DiffusionModel,
+    defaults: Mapping[str, Any],
 ) -> GenerationRequest:
     try:
         return resolve_request(
             body,
             architecture=base.architecture,
-            defaults={**base.default_settings, **model.default_settings},
+            mode=mode,
+            defaults=defaults,
             limits=Limits(max_images=user.max_images_per_request),
         )
     except RequestError as error:
@@ -193,13 +277,13 @@ def _sentences(error: RequestError) -> dict[str, list[str]]:
 def _choose_loras(
     user: User, model: DiffusionModel, base: DiffusionModel, request: GenerationRequest
 ) -> tuple[tuple[DiffusionModel, float], ...]:
-    """Resolve the LoRAs; the model itself comes first when it is one."""
+    """Resolve the adapters; the model itself comes first when it is one."""
     chosen: dict[int, tuple[DiffusionModel, float]] = {}
-    if model.type == DiffusionModel.Type.LORA:
+    if model.is_adapter:
         chosen[model.pk] = (model, 1.0)
-    for choice in request.loras:
+    for choice in getattr(request, "loras", ()):
         lora = _resolve_named(user, choice.model, "loras")
-        if lora.type != DiffusionModel.Type.LORA or lora.architecture != base.architecture:
+        if not lora.is_adapter or lora.architecture != base.architecture:
             message = _("“%(lora)s” does not fit onto “%(base)s”.") % {
                 "lora": lora.shown_title,
                 "base": base.shown_title,
@@ -207,14 +291,6 @@ def _choose_loras(
             raise Problem("model_incompatible", message, fields={"loras": [message]})
         chosen[lora.pk] = (lora, choice.weight)
     return tuple(chosen.values())
-
-
-def _parameters(request: GenerationRequest, chosen: Chosen) -> dict[str, Any]:
-    loras = [
-        {"id": lora.pk, "name": lora.name, "title": lora.title, "weight": weight}
-        for lora, weight in chosen.loras
-    ]
-    return {**request.as_parameters(), "loras": loras, "seeds": request.seeds}
 
 
 # --- change ---------------------------------------------------------------------------------------
@@ -280,11 +356,11 @@ def _announce_deletion(noun: str, pk: int | str, version: int, owner_id: int) ->
 # --- what other apps ask --------------------------------------------------------------------------
 def check_default_settings(settings: Mapping[str, Any], category: str) -> dict[str, list[str]]:
     """Return what a request would refuse of a model's default settings, by field."""
-    if category != DiffusionModel.Category.IMAGE:
-        return {}
+    is_video = category == DiffusionModel.Category.VIDEO
+    # The family only decides what is filled in, and nothing of that is looked at here.
+    mode, architecture = ("image-to-video", "svd") if is_video else ("text-to-image", "sd1")
     try:
-        # The family only decides what is filled in, and nothing of that is looked at here.
-        resolve_request({"prompt": "", **settings}, architecture="sd1")
+        resolve_request(settings, architecture=architecture, mode=mode)
     except RequestError as error:
         return _sentences(error)
     return {}

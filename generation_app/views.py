@@ -12,11 +12,21 @@ from django.contrib.auth.decorators import login_required
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
+from django.urls import reverse
 from django.utils.translation import gettext as _
 
+from datasets_app.models import DatasetImage
 from generation_app.engine.request import SEED_COUNT, Limits
 from generation_app.engine.vocabulary import SCHEDULERS
-from generation_app.forms import defaults_by_architecture, quality_fields, size_fields
+from generation_app.forms import (
+    defaults_by_architecture,
+    format_field,
+    hires_fields,
+    quality_fields,
+    size_fields,
+    strength_field,
+    video_fields,
+)
 from generation_app.models import GeneratedImage
 from models_app.models import DiffusionModel
 from studio_project.api import get_visible, signed_in
@@ -29,13 +39,23 @@ MADE_WITH = 24
 
 @login_required
 def text_to_image(request: HttpRequest) -> HttpResponse:
-    """Show the generate page; `?model=`, `?image=` and `?job=` say what it opens with."""
+    """Show the generate page.
+
+    `?model=`, `?mode=`, `?image=` (to make again) and `?job=` say what it opens with, `?from=` and
+    `?dataset_image=` which picture it starts from.
+    """
     user: User = signed_in(request)  # type: ignore[assignment]
     schedulers = {name: words.title for name, words in SCHEDULERS.items()}
     limits = Limits()
     context = {
         "sizes": size_fields(user),
+        "format": format_field(),
         "qualities": quality_fields(),
+        "strength": strength_field(),
+        "hires": hires_fields(),
+        "motion": video_fields(),
+        "mode": request.GET.get("mode", ""),
+        "start_json": json.dumps(_start_of(request, user)),
         "defaults_json": json.dumps(defaults_by_architecture()),
         "schedulers_json": json.dumps(schedulers),
         "model": request.GET.get("model", ""),
@@ -45,6 +65,30 @@ def text_to_image(request: HttpRequest) -> HttpResponse:
         "largest_seed": SEED_COUNT - 1,
     }
     return render(request, "generation_app/text_to_image.html", context)
+
+
+def _start_of(request: HttpRequest, user: User) -> dict[str, Any] | None:
+    """Return the picture that the page shall start from, if this user may see it."""
+    image, shown = request.GET.get("from", ""), request.GET.get("dataset_image", "")
+    if image.isdecimal() and len(image) <= 18:
+        made = GeneratedImage.objects.visible_to(user).filter(pk=image).first()
+        if made is not None and not made.is_video:
+            return {
+                "reference": {"image_id": made.pk},
+                "url": reverse("image-file", args=[made.pk]),
+                "width": made.width,
+                "height": made.height,
+            }
+    if shown.isdecimal() and len(shown) <= 18:
+        picture = DatasetImage.objects.visible_to(user).filter(pk=shown).first()
+        if picture is not None:
+            return {
+                "reference": {"dataset_image_id": picture.pk},
+                "url": reverse("dataset-image-file", args=[picture.dataset_id, picture.pk]),
+                "width": picture.width,
+                "height": picture.height,
+            }
+    return None
 
 
 @login_required
@@ -101,6 +145,11 @@ def _beside(image: GeneratedImage, *, newer: bool) -> Q:
     )
 
 
+def _enlarged(given: dict[str, Any]) -> str | None:
+    scale = given.get("hires_scale") or 1
+    return f"{scale:g} ×" if scale > 1 else None
+
+
 def facts_of(image: GeneratedImage) -> list[tuple[Any, Any]]:
     """Return the parameters a reader wants to see, with their words."""
     given = image.parameters
@@ -109,12 +158,20 @@ def facts_of(image: GeneratedImage) -> list[tuple[Any, Any]]:
         f"{lora.get('title') or lora.get('name')} × {lora.get('weight', 1):g}"
         for lora in given.get("loras") or []
     )
+    frames, fps = given.get("num_frames"), given.get("fps")
     facts = [
         (_("Size"), f"{image.width} × {image.height}"),
+        (
+            _("Frames"),
+            frames and _("%(frames)s at %(fps)s a second") % {"frames": frames, "fps": fps},
+        ),
+        (_("Motion"), given.get("motion_bucket_id")),
         (_("Seed"), str(image.seed)),
         (_("Steps"), given.get("num_inference_steps")),
         (_("Guidance"), given.get("guidance_scale")),
         (_("Sampler"), scheduler.title if scheduler else given.get("scheduler")),
+        (_("Strength"), given.get("strength")),
+        (_("Enlarged by"), _enlarged(given)),
         (_("LoRAs"), loras),
         (_("Clip skip"), given.get("clip_skip") or None),
     ]

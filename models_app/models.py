@@ -7,108 +7,28 @@ what is decided in ``services``; which jobs made a model is known to the jobs al
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any
 from uuid import UUID
 
 from django.conf import settings
-from django.contrib.auth.models import AnonymousUser
 from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
 from django.utils.translation import gettext, pgettext_lazy
 from django.utils.translation import gettext_lazy as _
 
-from models_app.layouts import SUFFIX, file_keys, possible_paths
+from models_app.layouts import SUFFIX, file_keys
+from models_app.querysets import DiffusionModelQuerySet
 from studio_project import events, storage
-from studio_project.models import OwnedQuerySet, User, Visibility
-
-KEEP_DELETED = timedelta(hours=24)
+from studio_project.models import Visibility
 
 
 def trained_model_name(job_id: UUID | str, finished_at: datetime | None = None) -> str:
     """Return the fixed name of a trained model, ``Trained-20260131-235959-1a2b3c4d``."""
     moment = finished_at or timezone.now()
     return f"Trained-{moment:%Y%m%d-%H%M%S}-{str(job_id).replace('-', '')[:8]}"
-
-
-class DiffusionModelQuerySet(OwnedQuerySet):
-    """Models by who may see, use and change them."""
-
-    def live(self) -> Self:
-        """Keep what was not deleted."""
-        return self.filter(deleted_at=None)
-
-    def visible_to(self, user: User | AnonymousUser) -> Self:
-        """Keep what this user may see: their own and what is shared."""
-        return super().visible_to(user).live()
-
-    def editable_by(self, user: User | AnonymousUser) -> Self:
-        """Keep what this user may change."""
-        return super().editable_by(user).live()
-
-    def usable_by(self, user: User | AnonymousUser) -> Self:
-        """Keep what this user may generate with or train on right now.
-
-        A trained model needs its base, so the base must be usable too.
-        """
-        ready = {"is_active": True, "availability": DiffusionModel.Availability.READY}
-        bases = DiffusionModel.objects.visible_to(user).filter(**ready)
-        return self.visible_to(user).filter(
-            Q(base_model=None) | Q(base_model__in=bases.values("pk")), **ready
-        )
-
-    def families(self, owner: User | None, dataset_name: str, base_model: DiffusionModel) -> Self:
-        """Keep one user's trainings of one dataset on one base, deleted ones too."""
-        return self.filter(owner=owner, source_dataset_name=dataset_name, base_model=base_model)
-
-    def needed_keys(self, keys: Collection[str]) -> set[str]:
-        """Return which of these storage keys a model needs; the sweeper removes others.
-
-        A deleted model keeps its files for a day, so that what is running with them can end.
-        """
-        rows: Any = self.filter(
-            Q(path__in=possible_paths(keys)) | Q(thumbnail_key__in=keys),
-            Q(deleted_at=None) | Q(deleted_at__gt=timezone.now() - KEEP_DELETED),
-        )
-        return {key for model in rows for key in model.storage_keys()}.intersection(keys)
-
-    def register(self, **fields: Any) -> DiffusionModel:
-        """Make a model whose files are in place, and tell everyone who may see it (on commit).
-
-        Call it inside the transaction that finishes the work. What is left out comes from the base:
-        architecture, category and default settings. Without a title, a training of a dataset is
-        called after it and numbered (``Fox v2``), anything else after its name.
-
-        Args:
-            fields: Columns of `DiffusionModel`.
-
-        Raises:
-            ValueError: The name consists of digits only, which would read as an id.
-        """
-        if str(fields["name"]).isdigit():
-            raise ValueError(f"a model cannot be called {fields['name']!r}: that reads as an id")
-        base: DiffusionModel | None = fields.get("base_model")
-        owner: User | None = fields.get("owner")
-        if base is not None:
-            fields.setdefault("architecture", base.architecture)
-            fields.setdefault("category", base.category)
-            fields.setdefault("default_settings", dict(base.default_settings))
-        dataset_name = fields.get("source_dataset_name", "")
-        if not fields.get("title"):
-            fields["title"] = fields["name"]
-            if base is not None and dataset_name:
-                number = self.families(owner, dataset_name, base).count() + 1
-                fields["title"] = f"{dataset_name[:180]} v{number}"
-        model = cast("DiffusionModel", self.create(**fields))
-        if owner is not None and model.size_bytes:
-            User.objects.filter(pk=owner.pk).update(
-                stored_bytes=F("stored_bytes") + model.size_bytes
-            )
-        model.publish("registered")
-        return model
 
 
 def _one_of(field: str, *values: str) -> models.CheckConstraint:
@@ -264,6 +184,11 @@ class DiffusionModel(models.Model):
         return self.path.endswith(SUFFIX)
 
     @property
+    def is_adapter(self) -> bool:
+        """True for what changes a base model, False for what paints by itself."""
+        return self.type == self.Type.LORA or (self.type == self.Type.DREAMBOOTH and self.is_file)
+
+    @property
     def is_ready(self) -> bool:
         """True when the files are here and nobody switched the model off."""
         return self.is_active and self.availability == self.Availability.READY
@@ -272,7 +197,7 @@ class DiffusionModel(models.Model):
     def usable(self) -> bool:
         """True when everyone who may see the model can generate with it right now."""
         base = self.base_model
-        if base is None:
+        if base is None or not self.is_adapter:
             return self.is_ready
         reachable = base.visibility == Visibility.SHARED or base.owner_id == self.owner_id
         return self.is_ready and base.is_ready and base.deleted_at is None and reachable
@@ -312,7 +237,7 @@ class DiffusionModel(models.Model):
         if not self.is_active:
             return gettext("An administrator has deactivated this model.")
         base = self.base_model
-        if base is not None and not (base.is_ready and base.deleted_at is None):
+        if self.is_adapter and base and not (base.is_ready and base.deleted_at is None):
             return gettext("Its base model, %(base)s, cannot be used at the moment.") % {
                 "base": base.shown_title
             }

@@ -117,8 +117,8 @@ REMOTE_MODELS = (
             "width": 1024,
             "height": 576,
             "num_inference_steps": 25,
-            "guidance_scale": 3.0,
-            "scheduler": "euler",
+            "num_frames": 25,
+            "max_guidance_scale": 3.0,
         },
     ),
 )

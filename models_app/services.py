@@ -250,7 +250,7 @@ def delete_model(user: User, model: DiffusionModel) -> None:
     require_editable(user, model)
     with transaction.atomic():
         _lock(model)
-        users = DiffusionModel.objects.live().filter(base_model=model).count()
+        users = DiffusionModel.objects.building_on(model).count()
         if users:
             message = _("%(count)d models build on “%(name)s”, so it cannot be deleted.") % {
                 "count": users,
@@ -309,7 +309,7 @@ def _lock(model: DiffusionModel) -> None:
 def _set_visibility(model: DiffusionModel, visibility: str) -> None:
     if visibility == Visibility.SHARED:
         base = model.base_model
-        if base is not None and base.visibility != Visibility.SHARED:
+        if model.is_adapter and base and base.visibility != Visibility.SHARED:
             message = _("Share its base model “%(base)s” first: without it nobody could use this.")
             message %= {"base": base.shown_title}
             raise Problem("base_not_shared", message, status=409, fields={"visibility": [message]})
@@ -331,7 +331,7 @@ def _require_unshareable(model: DiffusionModel) -> None:
         message = _("Models of the site are always shared; an administrator can deactivate them.")
         raise Problem("site_model", message, status=409, fields={"visibility": [message]})
     others = Q(visibility=Visibility.SHARED) | ~Q(owner=model.owner_id)
-    if DiffusionModel.objects.live().filter(others, base_model=model).exists():
+    if DiffusionModel.objects.building_on(model).filter(others).exists():
         message = _("Models of others, or shared ones, build on this; it has to stay shared.")
         raise Problem("model_in_use", message, status=409, fields={"visibility": [message]})
 
@@ -340,7 +340,7 @@ def _set_active(model: DiffusionModel, is_active: bool) -> None:
     """Switch a model on or off, and with it what builds on it."""
     model.write(is_active=is_active)
     model.publish("changed")
-    dependants = DiffusionModel.objects.live().filter(base_model=model)
+    dependants = DiffusionModel.objects.building_on(model)
     dependants.update(version=F("version") + 1)
     for dependant in dependants.select_related("base_model"):
         dependant.publish("changed")

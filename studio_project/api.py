@@ -364,7 +364,8 @@ def wait_for(job: Any, seconds: float) -> Any:
     deadline = time.monotonic() + seconds
     while not job.is_final and time.monotonic() < deadline:
         time.sleep(0.1)
-        job.refresh_from_db()
+        job.refresh_from_db(fields=["status"])
+    job.refresh_from_db()
     return job
 
 

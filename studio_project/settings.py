@@ -223,7 +223,7 @@ STUDIO_REDIS_URL = _read("str", "REDIS_URL", "") or (
     _redis_file.read_text().strip() if _redis_file.exists() else "redis://127.0.0.1:6379/0"
 )
 DRAMATIQ_BROKER = {
-    "BROKER": "dramatiq.brokers.redis.RedisBroker",
+    "BROKER": "studio_project.doorbell.BlockingRedisBroker",
     # Two seconds: a frozen Redis may delay a page by that, never by the library's five. The broker
     # reads them from the URL only.
     "OPTIONS": {
@@ -394,9 +394,6 @@ LOGGING = {
         "console": {"class": "logging.StreamHandler", "formatter": "plain", "stream": sys.stderr}
     },
     "root": {"handlers": ["console"], "level": _read("str", "LOG_LEVEL", "INFO").upper()},
-    "loggers": {
-        "daphne": {"level": "WARNING"},
-        "django.channels.server": {"level": "WARNING"},
-    },
+    "loggers": {name: {"level": "WARNING"} for name in ("daphne", "django.channels.server")},
 }
 SITE_NAME = _("Studio")

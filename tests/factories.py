@@ -55,6 +55,17 @@ def make_base_of(folder: Path, name: str = "Tiny", **fields: Any) -> DiffusionMo
     return make_base(name, sha256=digest.hexdigest(), **values, **fields)
 
 
+def make_full(owner: User, base: DiffusionModel, folder: Path, **fields: Any) -> DiffusionModel:
+    """Make a whole network that was trained on a base, with its files in the storage."""
+    values = {
+        "owner": owner,
+        "base_model": base,
+        "type": DiffusionModel.Type.FULL,
+        "visibility": Visibility.PRIVATE,
+    }
+    return make_base_of(folder, **{"name": "Trained whole", **values, **fields})
+
+
 def make_lora(
     owner: User, base: DiffusionModel, name: str = "Fox", **fields: Any
 ) -> DiffusionModel:
@@ -152,7 +163,12 @@ def make_generation(
         "clip_skip": 0,
         "seeds": [7],
     }
-    values = {"model_name": "Base", "model_title": "Base", "parameters": parameters}
+    values = {
+        "model_name": "Base",
+        "model_title": "Base",
+        "parameters": parameters,
+        "total_steps": 4,
+    }
     return GenerationJob.objects.create(
         owner=owner, model=model, base_model=model, **{**values, **fields}
     )

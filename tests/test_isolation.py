@@ -15,7 +15,7 @@ from django.urls import URLPattern, URLResolver, get_resolver, reverse
 from rest_framework.test import APIClient
 
 from datasets_app.models import Dataset, DatasetImage
-from generation_app.models import GeneratedImage, GenerationJob
+from generation_app.models import GeneratedImage, GenerationJob, InputPicture
 from models_app.models import DiffusionModel
 from studio_project import storage
 from studio_project.models import ApiToken, User
@@ -77,7 +77,12 @@ OWN = {
     "event-schemas",
     "dataset_list",
     "generate-estimate",
+    "generate-image-to-image",
+    "generate-image-to-video",
+    "generate-inpaint",
+    "generate-recall",
     "generate-text-to-image",
+    "generate-upload-list",
     "generation-list",
     "home",
     "image-list",
@@ -134,7 +139,8 @@ def _routes() -> Iterator[tuple[str, str]]:
 def world(alice: User) -> World:
     """Everything a route can name, belonging to Alice and marked with a canary."""
     dataset = Dataset.objects.create(owner=alice, name=CANARY)
-    for key in ("picture", "thumb", "lora", "made", "sample"):
+    weights = ("lora.safetensors", "lora.kohya.safetensors", "folder/unet/config.json")
+    for key in ("picture", "thumb", "made", "sample", "upload", *weights):
         storage.save(f"tests/{key}", CANARY.encode())
     image = DatasetImage.objects.create(
         dataset=dataset,
@@ -155,7 +161,8 @@ def world(alice: User) -> World:
         type="lora",
         category="image",
         architecture="sd1",
-        path="tests/lora",
+        path="tests/lora.safetensors",
+        files=[{"name": "a", "size": 1}, {"name": "k", "size": 1, "layout": "kohya"}],
         availability="ready",
         is_active=True,
         owner=alice,
@@ -188,10 +195,20 @@ def world(alice: User) -> World:
         index=0,
         key="tests/made",
         thumbnail_key="tests/thumb",
+        animation_key="tests/made",
         seed=1,
         width=64,
         height=64,
         parameters={"prompt": CANARY},
+    )
+    upload = InputPicture.objects.create(
+        owner=alice,
+        key="tests/upload",
+        width=64,
+        height=64,
+        size_bytes=1,
+        format="png",
+        pixel_sha256="0" * 64,
     )
     token, _secret = ApiToken.issue(alice, CANARY)
     picture = {"pk": dataset.pk, "image_id": image.pk}
@@ -235,9 +252,18 @@ def world(alice: User) -> World:
                 {"pk": generation.pk},
             ),
             **dict.fromkeys(
-                ["image_detail", "image-detail", "image-file", "image-thumbnail"], {"pk": made.pk}
+                [
+                    "image_detail",
+                    "image-animation",
+                    "image-detail",
+                    "image-file",
+                    "image-make-again",
+                    "image-thumbnail",
+                ],
+                {"pk": made.pk},
             ),
             "openai-model": {"reference": model.name},
+            **dict.fromkeys(["generate-upload-detail", "generate-upload-file"], {"pk": upload.pk}),
             "token-detail": {"pk": token.pk},
         },
     )
@@ -268,6 +294,30 @@ def test_a_stranger_gets_404_for_every_object(
     assert GeneratedImage.objects.live().filter(owner=world.owner).exists()
     assert ApiToken.objects.get(name=CANARY).revoked_at is None
     assert not TrainingJob.objects.get(title=CANARY).cancel_requested
+
+
+def test_no_layout_of_the_weights_is_handed_to_a_stranger(
+    world: World, bob: User, staff: User, api: Callable[[User | None], APIClient]
+) -> None:
+    folder = DiffusionModel.objects.create(
+        base_model=make_base("Other"),
+        name="folder",
+        title=CANARY,
+        type="full",
+        architecture="sd1",
+        path="tests/folder",
+        files=[{"name": "unet/config.json", "size": len(CANARY)}],
+        owner=world.owner,
+    )
+    for pk in (world.objects["model-download"]["pk"], folder.pk):
+        for query in ("", "?layout=diffusers", "?layout=kohya", "?layout=x"):
+            url = reverse("model-download", kwargs={"pk": pk}) + query
+            for client in (api(bob), api(staff), _page_client(bob)):
+                response = client.get(url)
+                assert response.status_code == 404, url
+                assert CANARY.encode() not in _content(response)
+            assert api(None).get(url).status_code == 401
+        assert CANARY.encode() in _content(api(world.owner).get(url.partition("?")[0]))
 
 
 def test_an_administrator_sees_no_private_contents_on_the_site(
@@ -308,6 +358,15 @@ def test_using_a_strangers_object_in_ones_own_work_is_refused(
         ("openai-images-generations", {"model": CANARY, "prompt": "x"}),
         ("a1111-txt2img", {"override_settings": {"sd_model_checkpoint": CANARY}}),
         ("a1111-options", {"sd_model_checkpoint": CANARY}),
+        *(
+            (route, {"model": base.pk, "image": {kind: world.objects[owned][key]}})
+            for route in ("generate-image-to-image", "generate-inpaint")
+            for kind, owned, key in (
+                ("upload_id", "generate-upload-detail", "pk"),
+                ("image_id", "image-detail", "pk"),
+                ("dataset_image_id", "dataset-image-detail", "image_id"),
+            )
+        ),
     ]
     for name, wish in wishes:
         response = client.post(reverse(name), wish, format="json")

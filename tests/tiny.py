@@ -40,7 +40,12 @@ def _make_tokenizer(folder: Path) -> Any:
 
 
 def make_tiny_sd(
-    folder: Path, *, prediction_type: str = "epsilon", seed: int = 0, sample_size: int = 8
+    folder: Path,
+    *,
+    prediction_type: str = "epsilon",
+    seed: int = 0,
+    sample_size: int = 8,
+    in_channels: int = 4,
 ) -> Path:
     """Write a tiny Stable Diffusion pipeline in diffusers' folder layout.
 
@@ -49,6 +54,7 @@ def make_tiny_sd(
         prediction_type: ``"epsilon"`` (SD 1.x) or ``"v_prediction"`` (SD 2.x).
         seed: Seed of the random weights; the global random state is left alone.
         sample_size: Side of the latents; pictures are eight times as large.
+        in_channels: What the UNet reads: 4, or 9 for one made for inpainting.
 
     Returns:
         The folder.
@@ -67,6 +73,7 @@ def make_tiny_sd(
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
             sample_size=sample_size,
+            in_channels=in_channels,
             block_out_channels=(32, 64),
             layers_per_block=1,
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -200,6 +207,84 @@ def make_tiny_sdxl(folder: Path, *, seed: int = 0, sample_size: int = 8) -> Path
             steps_offset=1,
         ),
         add_watermarker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def make_tiny_svd(folder: Path, *, seed: int = 0) -> Path:
+    """Write a tiny Stable Video Diffusion pipeline in diffusers' folder layout.
+
+    Args:
+        folder: Where the pipeline goes; made if absent.
+        seed: Seed of the random weights; the global random state is left alone.
+
+    Returns:
+        The folder.
+    """
+    import torch
+    from diffusers import (
+        AutoencoderKLTemporalDecoder,
+        EulerDiscreteScheduler,
+        StableVideoDiffusionPipeline,
+        UNetSpatioTemporalConditionModel,
+    )
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = UNetSpatioTemporalConditionModel(
+            sample_size=8,
+            num_frames=4,
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            num_attention_heads=(2, 4),
+            down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+            up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+            cross_attention_dim=32,
+            addition_time_embed_dim=32,
+            projection_class_embeddings_input_dim=96,
+        )
+        vae = AutoencoderKLTemporalDecoder(
+            block_out_channels=(32, 32, 32, 32),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            layers_per_block=1,
+            latent_channels=4,
+        )
+        # The pipeline always shows its picture to the encoder at 224 pixels.
+        image_encoder = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(
+                hidden_size=32,
+                projection_dim=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=224,
+                intermediate_size=37,
+                patch_size=56,
+            )
+        )
+    pipeline = StableVideoDiffusionPipeline(
+        vae=vae,
+        image_encoder=image_encoder,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            interpolation_type="linear",
+            prediction_type="v_prediction",
+            sigma_max=700.0,
+            sigma_min=0.002,
+            steps_offset=1,
+            timestep_spacing="leading",
+            timestep_type="continuous",
+            use_karras_sigmas=True,
+        ),
+        feature_extractor=CLIPImageProcessor(crop_size=224, size=224),
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
     return folder

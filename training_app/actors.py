@@ -30,14 +30,16 @@ from studio_project.supervision import (
     run_queue,
     supervise,
 )
-from training_app import files, workplace
-from training_app.models import TrainingJob
+from training_app import estimates, files, measuring, workplace
+from training_app.models import TrainingJob, TrainingMeasurement
 from training_app.recording import Recorder
 from training_app.registration import register_model
 
 logger = logging.getLogger(__name__)
 
-TRAINER = "training_app.trainer"
+TRAINER = measuring.TRAINER
+# A run of fewer steps says little about what a step costs.
+FEWEST_STEPS = 10
 Status = TrainingJob.Status
 
 
@@ -58,6 +60,25 @@ def train() -> None:
 def ring_doorbell() -> None:
     """Send the doorbell of the training queue."""
     train.send()
+
+
+@dramatiq.actor(queue_name="default")
+def measure() -> None:
+    """Measure what somebody who plans a training wants to know."""
+    measuring.measure_wanted()
+
+
+def ring_measuring() -> None:
+    """Tell a worker that something shall be measured."""
+    measure.send()
+
+
+def look_after_measurements() -> int:
+    """Forget wishes that nobody answers and ring for those that wait; returns how many went."""
+    forgotten = measuring.forget_unanswered()
+    if TrainingMeasurement.objects.filter(measured_at=None, claimed_at=None).exists():
+        ring_measuring()
+    return forgotten
 
 
 def run_training(job: TrainingJob) -> None:
@@ -198,6 +219,7 @@ def _settle(job: TrainingJob, outcome: Outcome, recorder: Recorder) -> None:
         kohya = Path(outputs["kohya"]) if outputs.get("kohya") else None
         register_model(job, Path(outputs["weights"]), outputs.get("step", job.step), kohya)
         files.thin_checkpoints(job, keep=1)
+        _note_cost(job, outcome.message.get("metrics") or {})
     elif outcome.kind == "error":
         params = outcome.message.get("params") or {}
         _fail(job, recorder, str(outcome.message.get("code")), **params)
@@ -209,6 +231,21 @@ def _settle(job: TrainingJob, outcome: Outcome, recorder: Recorder) -> None:
         recorder.note("crashed", step=job.step)
         if job.status == Status.CANCELED:
             files.drop_checkpoints(job)
+
+
+def _note_cost(job: TrainingJob, metrics: dict[str, Any]) -> None:
+    """Keep what the training has shown of its cost, for those who plan one like it."""
+    steps = metrics.get("steps", 0) - metrics.get("resumed_at_step", 0)
+    if steps < FEWEST_STEPS or job.base_model is None:
+        return
+    estimates.note(
+        job.base_model,
+        job.manifest["config"],
+        job.type,
+        current_worker(),
+        seconds_per_step=metrics["train_seconds"] / steps,
+        peak_memory_bytes=metrics.get("peak_memory_bytes"),
+    )
 
 
 def _note_stop(job: TrainingJob, recorder: Recorder, how: str) -> None:

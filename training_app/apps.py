@@ -23,5 +23,6 @@ class TrainingAppConfig(AppConfig):
         register_job_class(TrainingJob, actors.ring_doorbell)
         register_file_references("jobs", files.needed_keys)
         register_chore("checkpoints", files.drop_expired)
+        register_chore("measurements", actors.look_after_measurements)
         register_image_guard(guards.images_in_use)
         register_model_listener(guards.model_changed)

@@ -221,3 +221,37 @@ class TrainingNote(models.Model):
 
     def __str__(self) -> str:
         return self.code
+
+
+class TrainingMeasurement(models.Model):
+    """What a step of one kind of training costs on one kind of device, or the wish to know it.
+
+    A wish has no device yet and no `measured_at`. `key` stands for the settings that decide the
+    cost; nothing else of a user's configuration matters, and nothing of their pictures is here.
+    """
+
+    base_model = models.ForeignKey(DiffusionModel, on_delete=models.CASCADE, related_name="+")
+    base_sha256 = models.CharField(max_length=64)
+    key = models.CharField(max_length=64)
+    device_name = models.CharField(max_length=200, blank=True)
+    method = models.CharField(max_length=12, choices=TrainingJob.Type.choices)
+    config = models.JSONField(default=dict)
+    wanted_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+"
+    )
+    wanted_at = models.DateTimeField(default=timezone.now)
+    claimed_at = models.DateTimeField(null=True, blank=True)
+    measured_at = models.DateTimeField(null=True, blank=True)
+    seconds_per_step = models.FloatField(null=True, blank=True)
+    peak_memory_bytes = models.PositiveBigIntegerField(null=True, blank=True)
+    error_code = models.CharField(max_length=40, blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=("base_sha256", "key", "device_name"), name="one_measurement_per_device"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.method} on {self.device_name or 'any device'}"

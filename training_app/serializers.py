@@ -59,8 +59,21 @@ class TrainingEstimateSerializer(serializers.Serializer):
     total_steps = serializers.IntegerField()
     num_images = serializers.IntegerField()
     passes_per_image = serializers.FloatField()
-    seconds = serializers.IntegerField(
-        allow_null=True, help_text="null until something was trained on this base here."
+    effective_learning_rate = serializers.FloatField(
+        help_text="Learning rate times alpha / rank: what recipes compare by."
+    )
+    config = serializers.DictField(help_text="With every value resolved.")
+    seconds = serializers.IntegerField(allow_null=True, help_text="null while it is not known.")
+    seconds_per_step = FiniteField(allow_null=True)
+    peak_memory_bytes = serializers.IntegerField(allow_null=True)
+    fits = serializers.BooleanField(
+        help_text="false if a worker tried and its device had too little memory."
+    )
+    known_from = serializers.CharField(
+        help_text="`measured` here, `history` of an earlier training, or empty."
+    )
+    measuring = serializers.BooleanField(
+        help_text="Whether a worker is going to measure it: ask again in a moment."
     )
 
 

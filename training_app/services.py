@@ -6,7 +6,6 @@ Each verb checks, writes and rings; none of them trains. Problems are raised as
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -23,7 +22,8 @@ from models_app.services import unavailable
 from studio_project import events, jobs, storage
 from studio_project.api import Problem
 from studio_project.models import User
-from training_app import files
+from training_app import estimates, files
+from training_app.actors import ring_measuring
 from training_app.manifest import freeze, without_words
 from training_app.models import TrainingJob
 from training_app.texts import config_sentence
@@ -152,11 +152,13 @@ def estimate_training(
     type: str = TrainingJob.Type.LORA,
     config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Say how long a training would take, without making it.
+    """Say what a training would come to, without making it.
+
+    If nothing is known of its cost on the devices here, a worker is asked to measure it; asking
+    again tells whether it has.
 
     Returns:
-        `total_steps`, `num_images`, `passes_per_image`, and `seconds`: by the speed of the last
-        training on this base, None while there was none.
+        The members of `TrainingEstimateSerializer`.
 
     Raises:
         Problem: As `create_training`.
@@ -165,14 +167,24 @@ def estimate_training(
     base = _find_base(user, base_model_id)
     _check_method(type, base)
     resolved = _resolve(dict(config or {}), type, base, dataset.num_items)
-    done = TrainingJob.objects.filter(base_model=base, images_per_second__gt=0)
-    speed = done.order_by("-created_at").values_list("images_per_second", flat=True).first()
-    images = resolved.max_train_steps * resolved.effective_batch_size
+    values = resolved.as_dict()
+    cost = estimates.cost_of(base, values, type)
+    is_coming = cost.is_coming
+    if cost.source != "measured" and estimates.want(user, base, values, type):
+        is_coming = True
+        transaction.on_commit(ring_measuring, robust=True)
     return {
         "total_steps": resolved.max_train_steps,
         "num_images": dataset.num_items,
         "passes_per_image": round(resolved.passes_per_image(dataset.num_items), 1),
-        "seconds": math.ceil(images / speed) if speed else None,
+        "effective_learning_rate": resolved.effective_learning_rate,
+        "config": values,
+        "seconds": cost.seconds(resolved.max_train_steps),
+        "seconds_per_step": cost.seconds_per_step,
+        "peak_memory_bytes": cost.peak_memory_bytes,
+        "fits": cost.fits,
+        "known_from": cost.source,
+        "measuring": is_coming,
     }
 
 

@@ -22,18 +22,18 @@ from studio_project.api import get_visible, signed_in
 from studio_project.models import User
 from studio_project.paging import page_by_key
 from studio_project.waiting import Waiting
+from training_app import estimates
 from training_app.forms import METHOD_CARDS, PRESETS, applies, expert_groups
 from training_app.models import TrainingJob, TrainingSample
 from training_app.services import TRAINABLE_ARCHITECTURES
 from training_app.texts import config_sentence, note_sentence
-from training_app.trainer.config import FIELDS, ConfigError, TrainingConfig, resolve_config
+from training_app.trainer.config import FIELDS, ConfigError, resolve_config
 from training_app.trainer.presets import TUNES
 
 ROWS = 30
 DATASET_CARDS = 8
 DATASETS_LISTED = 500
 FEW_PICTURES = 5
-TIMED_TRAININGS = 5
 STATUS_FILTERS = {
     "running": ("running", "queued", "paused", "pending"),
     "completed": ("completed",),
@@ -161,14 +161,15 @@ def _review(user: User, chosen: QueryDict) -> dict[str, Any]:
         context["problems"].append(
             _("Some pictures have no caption. Write captions, or give a trigger word.")
         )
-    seconds = _seconds_per_step(user, base, config)
+    cost = estimates.cost_of(base, config.as_dict(), method)
     return {
         **context,
         "config": config,
         "method": TrainingJob.Type(method).label,
         "resolved_json": json.dumps(config.as_dict()),
         "passes": config.passes_per_image(dataset.num_items),
-        "seconds": seconds * config.max_train_steps if seconds else None,
+        "cost": cost,
+        "seconds": cost.seconds(config.max_train_steps),
     }
 
 
@@ -205,25 +206,6 @@ def _number(text: str) -> Any:
     except ValueError:
         return text
     return int(value) if value.is_integer() else value
-
-
-def _seconds_per_step(user: User, base: DiffusionModel, config: TrainingConfig) -> float | None:
-    """Return what a step took in the user's last trainings on this base; None without any."""
-    past = TrainingJob.objects.visible_to(user).filter(
-        base_model=base,
-        status=TrainingJob.Status.COMPLETED,
-        total_steps__gt=0,
-        started_at__isnull=False,
-        resolved_config__train_batch_size=config.train_batch_size,
-        resolved_config__resolution=config.resolution,
-    )
-    rows = past.order_by("-finished_at").values_list("started_at", "finished_at", "total_steps")
-    spans = [
-        (finished - started).total_seconds() / steps
-        for started, finished, steps in rows[:TIMED_TRAININGS]
-        if started and finished
-    ]
-    return sum(spans) / len(spans) if spans else None
 
 
 # --- one ----------------------------------------------------------------------------------------

@@ -178,9 +178,7 @@ class Loras(A1111View):
         """List them."""
         user = signed_in(request)
         models = named(user, usable_models(user))
-        return Response(
-            [shapes.lora(name, m) for name, m in models if m.type == DiffusionModel.Type.LORA]
-        )
+        return Response([shapes.lora(name, model) for name, model in models if model.is_adapter])
 
 
 class Samplers(A1111View):

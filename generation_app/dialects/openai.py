@@ -25,7 +25,7 @@ from generation_app.dialects.adapter import (
     pictures,
 )
 from generation_app.dialects.references import best_base, named, usable_models
-from generation_app.engine.request import FIELD_NAMES
+from generation_app.engine.request import field_names
 from generation_app.models import GeneratedImage
 from models_app.models import DiffusionModel
 from studio_project.api import Problem, signed_in
@@ -33,7 +33,7 @@ from studio_project.models import User
 
 FORMATS = ("url", "b64_json")
 # What OpenAI knows, and our own fields beside it (`extra_body` of its package).
-TAKEN = frozenset({"model", "prompt", "n", "size"}) | FIELD_NAMES
+TAKEN = frozenset({"model", "prompt", "n", "size"}) | field_names("text-to-image")
 READ_HERE = frozenset({"response_format", "user", "stream"})
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 ONCE = OpenApiParameter("Idempotency-Key", OpenApiTypes.STR, OpenApiParameter.HEADER)

@@ -1,4 +1,4 @@
-"""The denoising loop: from noise to latents, and from latents to a picture.
+"""The denoising loop: from noisy latents to clean ones, and from latents to a picture.
 
 It is the loop of the plain diffusers pipelines for Stable Diffusion 1.x, 2.x and SDXL, operation by
 operation, so pictures equal theirs; written out here because a step has to be watched (progress,
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
 from generation_app.engine.errors import EngineError
 from generation_app.engine.prompts import Embeddings
+from generation_app.engine.starts import Start
 
 
 @dataclass(frozen=True)
@@ -97,44 +97,38 @@ def denoise(
     pipe: Any,
     scheduler: Any,
     conditioning: Conditioning,
+    start: Start,
     *,
-    num_inference_steps: int,
-    size: tuple[int, int],
     generator: torch.Generator,
     on_step: Callable[[Step], None],
 ) -> torch.Tensor:
-    """Denoise one picture from pure noise.
+    """Denoise one picture.
 
     Args:
         pipe: The pipeline whose UNet is used.
-        scheduler: A fresh noise scheduler.
+        scheduler: The noise scheduler with which the start was made.
         conditioning: What the UNet is told.
-        num_inference_steps: How many steps are asked for.
-        size: (width, height) in pixels.
-        generator: The picture's own generator, on the CPU, so that a seed means the same noise on
-            every device.
+        start: The noisy latents, the timesteps that are left, and the hole if there is one.
+        generator: The picture's own generator, from which the start was drawn too.
         on_step: Called after each step; what it raises ends the loop.
 
     Returns:
         The latents (1, C, H/8, W/8).
     """
-    embeds = conditioning.prompt_embeds
-    device, dtype = embeds.device, embeds.dtype
-    scheduler.set_timesteps(num_inference_steps, device=device)
-    width, height = size
-    factor = pipe.vae_scale_factor
-    shape = (1, pipe.unet.config.in_channels, height // factor, width // factor)
-    latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-    latents = latents * scheduler.init_noise_sigma
+    latents, timesteps, hole = start.latents, start.timesteps, start.hole
+    dtype = conditioning.prompt_embeds.dtype
     accepted = inspect.signature(scheduler.step).parameters
     options: dict[str, Any] = {"eta": 0.0, "generator": generator}
     options = {name: value for name, value in options.items() if name in accepted}
-    timesteps = scheduler.timesteps
     for index, timestep in enumerate(timesteps):
         model_input = scheduler.scale_model_input(latents, timestep)
-        model_pred = _predict(pipe, model_input, timestep, conditioning)
+        widened = model_input if hole is None else hole.widen(model_input)
+        model_pred = _predict(pipe, widened, timestep, conditioning)
         latents = scheduler.step(model_pred, timestep, latents, **options, return_dict=False)[0]
         latents = latents.to(dtype)
+        if hole is not None:
+            following = timesteps[index + 1] if index + 1 < len(timesteps) else None
+            latents = hole.restore(latents, scheduler, following)
         on_step(Step(index, len(timesteps), timestep, model_input, model_pred))
     return latents
 

@@ -34,6 +34,11 @@ MESSAGES: dict[str, str] = {
     "too_many_pixels": gettext_noop(
         "Width times height is at most %(maximum)s pixels; this would be %(pixels)s."
     ),
+    "too_large": gettext_noop("Enlarged so far, a side would be longer than %(maximum)s pixels."),
+    "strength_too_small": gettext_noop(
+        "With %(steps)s steps, choose at least %(minimum)s: else not even one step is taken."
+    ),
+    "unknown_choice": gettext_noop("Choose one of: %(choices)s."),
     "unknown_scheduler": gettext_noop("Unknown scheduler. Choose one of: %(choices)s."),
     "not_a_size": gettext_noop("Write a size as WIDTHxHEIGHT, for example 512x512."),
     "not_a_list": gettext_noop("This has to be a list."),
@@ -41,7 +46,7 @@ MESSAGES: dict[str, str] = {
     "invalid_lora": gettext_noop("Each LoRA is an object with “model” and, if you like, “weight”."),
     "duplicate_lora": gettext_noop("The LoRA “%(model)s” is listed twice."),
     "not_an_object": gettext_noop("The request has to be an object with named fields."),
-    "architecture_unsupported": gettext_noop("This kind of model cannot paint from text."),
+    "architecture_unsupported": gettext_noop("This needs a model of another family: %(families)s."),
 }
 
 

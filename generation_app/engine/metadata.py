@@ -1,8 +1,8 @@
-"""What a PNG says about how it was made.
+"""What a file says about how it was made.
 
-Two texts go into each file: ``parameters``, in the form that AUTOMATIC1111 made common and most
-programs read, and ``studio``, our own JSON, which is exact and complete. Neither holds a path. The
-readers need Pillow only, no torch.
+Two texts go into each picture: ``parameters``, in the form that AUTOMATIC1111 made common and most
+programs read, and ``studio``, our own JSON, which is exact and complete. Neither holds a path.
+``recall`` reads them back. Pillow only, no torch.
 
 Source of the ``parameters`` form: stable-diffusion-webui, modules/processing.py (create_infotext)
 and modules/infotext_utils.py (parse_generation_parameters).
@@ -14,25 +14,22 @@ import functools
 import json
 import os
 import re
-import warnings
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
-from generation_app.engine.vocabulary import SCHEDULERS, canonical_scheduler
+from generation_app.engine.vocabulary import SCHEDULERS
 
 STUDIO_KEY = "studio"
 A1111_KEY = "parameters"
 FORMAT_VERSION = 1
-MAX_TEXT_CHARACTERS = 200_000
+_MAX_EXIF_BYTES = 60_000
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
-
-_NEGATIVE = "Negative prompt: "
-_PAIR = re.compile(r'\s*([\w][\w \-/]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
-_LORA_TAG = re.compile(r"\s*<lora:([^:<>]+):(-?\d+(?:\.\d+)?)>")
+NEGATIVE = "Negative prompt: "
 
 
 @functools.cache
@@ -67,6 +64,15 @@ def a1111_text(parameters: dict[str, Any]) -> str:
         "Model hash": model["sha256"][:10],
         "Model": model["name"],
     }
+    if "strength" in parameters:
+        pairs["Denoising strength"] = f"{parameters['strength']:g}"
+    if "mask_blur" in parameters:
+        pairs["Mask blur"] = parameters["mask_blur"]
+    if parameters.get("hires_scale", 1) > 1:
+        pairs["Denoising strength"] = f"{parameters['hires_strength']:g}"
+        pairs["Hires upscale"] = f"{parameters['hires_scale']:g}"
+        pairs["Hires steps"] = parameters["hires_steps"]
+        pairs["Hires upscaler"] = parameters["hires_upscaler"].capitalize()
     if parameters.get("clip_skip"):
         pairs["Clip skip"] = parameters["clip_skip"] + 1  # there 1 means the last layer
     if loras:
@@ -76,7 +82,7 @@ def a1111_text(parameters: dict[str, Any]) -> str:
     pairs["Version"] = f"Studio (diffusers {diffusers})" if diffusers else "Studio"
     lines = [parameters["prompt"] + tags if parameters["prompt"] else tags.strip()]
     if parameters["negative_prompt"]:
-        lines.append(_NEGATIVE + parameters["negative_prompt"])
+        lines.append(NEGATIVE + parameters["negative_prompt"])
     lines.append(", ".join(f"{key}: {_quote(value)}" for key, value in pairs.items()))
     return "\n".join(lines)
 
@@ -90,22 +96,19 @@ def _quote(value: Any) -> str:
     return json.dumps(text, ensure_ascii=False) if re.search(r'[,:\n"]', text) else text
 
 
-def _unquote(text: str) -> str:
-    text = text.strip()
-    if len(text) < 2 or not (text.startswith('"') and text.endswith('"')):
-        return text
-    try:
-        return str(json.loads(text))
-    except ValueError:
-        return text
+def own_json(parameters: dict[str, Any]) -> str:
+    """Write resolved parameters as our own JSON, exact and complete."""
+    return json.dumps(parameters, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def save_png(image: Image.Image, path: Path, parameters: dict[str, Any]) -> int:
+def save_picture(image: Image.Image, path: Path, parameters: dict[str, Any]) -> int:
     """Write a picture with its parameters, whole or not at all.
+
+    PNG and WebP keep the pixels exactly; JPEG is of quality 95 without chroma subsampling.
 
     Args:
         image: The picture.
-        path: Where it goes; the folder exists.
+        path: Where it goes; the folder exists and the suffix (png, webp, jpeg) names the format.
         parameters: Every resolved value, as plain JSON.
 
     Returns:
@@ -114,14 +117,51 @@ def save_png(image: Image.Image, path: Path, parameters: dict[str, Any]) -> int:
     Raises:
         OSError: The disk is full or gone; nothing is left behind.
     """
-    info = PngInfo()
-    info.add_text(A1111_KEY, a1111_text(parameters))
-    own = json.dumps(parameters, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    info.add_itxt(STUDIO_KEY, own)
+    options: dict[str, Any]
+    if path.suffix == ".png":
+        info = PngInfo()
+        info.add_text(A1111_KEY, a1111_text(parameters))
+        info.add_itxt(STUDIO_KEY, own_json(parameters))
+        options = {"format": "PNG", "pnginfo": info}
+    elif path.suffix == ".webp":
+        options = {"format": "WEBP", "lossless": True, "exif": exif_of(parameters)}
+    else:
+        exif = exif_of(parameters)
+        options = {"format": "JPEG", "quality": 95, "subsampling": 0, "exif": exif}
+    return write_aside(path, lambda file: image.save(file, **options))
+
+
+def exif_of(parameters: dict[str, Any]) -> bytes:
+    """Return EXIF data that says how a picture was made, for formats without texts of their own.
+
+    The form of AUTOMATIC1111 stands in ``UserComment``, as other programs expect it, and our JSON
+    in ``MakerNote``. JPEG holds 64 KB of it; with prompts beyond that our JSON is left out.
+    """
+    exif = Image.Exif()
+    inner = exif.get_ifd(ExifTags.IFD.Exif)
+    comment = b""
+    if "prompt" in parameters:
+        comment = a1111_text(parameters).encode("utf-16-be")[:_MAX_EXIF_BYTES]
+        inner[ExifTags.Base.UserComment] = b"UNICODE\0" + comment
+    note = STUDIO_KEY.encode() + b"\0" + own_json(parameters).encode()
+    if len(note) + len(comment) < _MAX_EXIF_BYTES:
+        inner[ExifTags.Base.MakerNote] = note
+    return exif.tobytes()
+
+
+def write_aside(path: Path, write: Callable[[BinaryIO], object]) -> int:
+    """Let a file be written under another name and bring it to its own when it is whole.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        OSError: The disk is full or gone; nothing is left behind.
+    """
     aside = path.with_name(f".{path.name}.part")
     try:
-        with aside.open("wb") as file:
-            image.save(file, format="PNG", pnginfo=info)
+        with aside.open("w+b") as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
@@ -129,86 +169,3 @@ def save_png(image: Image.Image, path: Path, parameters: dict[str, Any]) -> int:
         aside.unlink(missing_ok=True)
         raise
     return path.stat().st_size
-
-
-def read_parameters(path: Path) -> dict[str, Any] | None:
-    """Read how a picture was made.
-
-    Args:
-        path: A PNG of ours or of AUTOMATIC1111.
-
-    Returns:
-        Our own JSON if it is there, else what the ``parameters`` text tells, under our names; None
-        if the file says nothing.
-
-    Raises:
-        OSError: The file is not a picture.
-    """
-    with warnings.catch_warnings():
-        # Only the text is wanted: a large picture is not decoded, so its size is no danger.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            with Image.open(path) as image:
-                texts = dict(image.info)
-        except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise OSError(f"cannot identify image file: {error}") from error
-    own = texts.get(STUDIO_KEY)
-    if isinstance(own, str) and len(own) <= MAX_TEXT_CHARACTERS:
-        try:
-            found = json.loads(own)
-        except ValueError:
-            found = None
-        if isinstance(found, dict):
-            return found
-    text = texts.get(A1111_KEY)
-    return parse_a1111(text) if isinstance(text, str) and text.strip() else None
-
-
-def parse_a1111(text: str) -> dict[str, Any]:
-    """Read the ``parameters`` text of AUTOMATIC1111 and programs that write like it.
-
-    Args:
-        text: The text, at most 200,000 characters of it are read.
-
-    Returns:
-        What was found, under our names; ``loras`` come from the tags in the prompt.
-    """
-    lines = text[:MAX_TEXT_CHARACTERS].strip().split("\n")
-    pairs: dict[str, str] = {}
-    if len(_PAIR.findall(lines[-1])) >= 3:
-        pairs = {key.strip(): _unquote(value) for key, value in _PAIR.findall(lines.pop())}
-    start = next((i for i, line in enumerate(lines) if line.startswith(_NEGATIVE.strip())), None)
-    prompt = "\n".join(lines[:start])
-    found: dict[str, Any] = {"negative_prompt": ""}
-    if start is not None:
-        found["negative_prompt"] = "\n".join(lines[start:]).removeprefix(_NEGATIVE.strip()).strip()
-    found["loras"] = [
-        {"name": name, "weight": float(weight)} for name, weight in _LORA_TAG.findall(prompt)
-    ]
-    found["prompt"] = _LORA_TAG.sub("", prompt).strip()
-    found.update(_named(pairs))
-    return found
-
-
-def _named(pairs: dict[str, str]) -> dict[str, Any]:
-    """Bring the pairs of the last line to our names; what cannot be read is left out."""
-    found: dict[str, Any] = {}
-    for key, name, kind in (
-        ("Steps", "num_inference_steps", int),
-        ("CFG scale", "guidance_scale", float),
-        ("Seed", "seed", int),
-    ):
-        try:
-            found[name] = kind(pairs[key])
-        except (KeyError, ValueError):
-            continue
-    scheduler = canonical_scheduler(pairs.get("Sampler", ""), pairs.get("Schedule type", ""))
-    if scheduler is not None:
-        found["scheduler"] = scheduler
-    if size := re.fullmatch(r"(\d{1,6})x(\d{1,6})", pairs.get("Size", "")):
-        found["width"], found["height"] = int(size[1]), int(size[2])
-    if (skip := pairs.get("Clip skip", "")).isdigit():
-        found["clip_skip"] = max(int(skip) - 1, 0)
-    if "Model" in pairs:
-        found["model"] = {"name": pairs["Model"], "sha256": pairs.get("Model hash", "")}
-    return found

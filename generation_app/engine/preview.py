@@ -69,16 +69,17 @@ def predicted_original(scheduler: Any, step: Step) -> torch.Tensor:
     return (step.model_input - noise * step.model_pred) / signal
 
 
-def render(warm: WarmPipeline, latents: torch.Tensor) -> Image.Image:
+def render(warm: WarmPipeline, latents: torch.Tensor, *, may_decode: bool = True) -> Image.Image:
     """Paint latents as a small picture.
 
     Args:
         warm: The pipeline they belong to.
         latents: (1, C, h, w), scaled as the UNet sees them.
+        may_decode: Whether the VAE may be used for it where that is cheap.
     """
     parameters = sum(parameter.numel() for parameter in warm.pipe.vae.decoder.parameters())
     positions = latents.shape[-1] * latents.shape[-2]
-    if parameters * positions <= _CHEAP_DECODE:
+    if may_decode and parameters * positions <= _CHEAP_DECODE:
         colours = decode(warm.pipe, latents)[0].float() / 2 + 0.5
         colours = colours.permute(1, 2, 0)
     else:

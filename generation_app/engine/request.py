@@ -1,46 +1,47 @@
 """What may be asked of the generator: bounds, defaults and their resolution.
 
 The site, the API and the engine share this module, so a bound is stated once. It checks values; it
-does not look anything up (which model a name means is the site's business) and imports no torch.
+does not look anything up (which model or picture is meant is the site's business) and imports no
+torch. One class per mode holds what that mode takes; ``reading`` checks the values one by one.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from generation_app.engine.errors import FieldProblem, RequestError
-from generation_app.engine.vocabulary import (
-    LORA_ALIASES,
-    SCHEDULERS,
-    NamedFields,
-    canonical_scheduler,
-    name_fields,
-)
+from generation_app.engine.reading import SEED_COUNT, Limits, LoraChoice, Reader
+from generation_app.engine.vocabulary import SCHEDULERS, name_fields
 
 __all__ = [
     "ARCHITECTURE_DEFAULTS",
+    "MODES",
     "SCHEDULERS",
+    "SEED_COUNT",
     "GenerationRequest",
+    "ImageToImageRequest",
+    "ImageToVideoRequest",
+    "InpaintRequest",
     "Limits",
     "LoraChoice",
+    "PictureRequest",
     "RequestError",
+    "TextToImageRequest",
     "image_seeds",
     "resolve_request",
 ]
-
-SEED_COUNT = 2**32
-SIZE_FACTOR = 8
 
 ARCHITECTURE_DEFAULTS: dict[str, dict[str, Any]] = {
     "sd1": {"width": 512, "height": 512},
     "sd2": {"width": 768, "height": 768},
     "sdxl": {"width": 1024, "height": 1024},
+    "svd": {"width": 1024, "height": 576},
 }
+_PICTURES = ("sd1", "sd2", "sdxl")
 _COMMON_DEFAULTS: dict[str, Any] = {
     "prompt": "",
     "negative_prompt": "",
@@ -50,61 +51,166 @@ _COMMON_DEFAULTS: dict[str, Any] = {
     "num_images": 1,
     "loras": [],
     "clip_skip": 0,
+    "output_format": "png",
+    "strength": 0.75,
+    "mask_blur": 4,
+    "hires_scale": 1.0,
+    "hires_strength": 0.55,
+    "hires_steps": 0,
+    "hires_upscaler": "lanczos",
+    "num_frames": 14,
+    "fps": 7,
+    "motion_bucket_id": 127,
+    "noise_aug_strength": 0.02,
+    "decode_chunk_size": 8,
+    "min_guidance_scale": 1.0,
+    "max_guidance_scale": 3.0,
 }
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Bounds of a request; a site may lower or raise those that cost memory and time."""
-
-    min_side: int = 64
-    max_side: int = 2048
-    max_pixels: int = 2048 * 2048
-    max_steps: int = 150
-    max_guidance_scale: float = 30.0
-    max_images: int = 8
-    max_prompt_characters: int = 2000
-    max_loras: int = 8
-    max_lora_weight: float = 4.0
-    max_clip_skip: int = 11
-
-
-@dataclass(frozen=True)
-class LoraChoice:
-    """A LoRA by id or name, and how strongly it acts (1 = as trained, negative = away from it)."""
-
-    model: int | str
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
     """A request with every value resolved; the same request makes the same pictures.
 
-    ``clip_skip`` counts as diffusers does: 0 takes the last layer of the text encoder, 1 the one
-    before it. Image *i* uses ``seeds[i]`` and can be made again alone with it.
+    Image *i* uses ``seeds[i]`` and can be made again alone with it.
     """
 
-    prompt: str
-    negative_prompt: str
     width: int
     height: int
     num_inference_steps: int
-    guidance_scale: float
-    scheduler: str
     seed: int
     num_images: int
-    loras: tuple[LoraChoice, ...]
-    clip_skip: int
 
     @property
     def seeds(self) -> list[int]:
         """One seed for each image."""
         return image_seeds(self.seed, self.num_images)
 
+    @property
+    def steps_per_image(self) -> int:
+        """About how many steps one image takes; some noise schedulers add a few."""
+        return self.num_inference_steps
+
     def as_parameters(self) -> dict[str, Any]:
         """Return the values as plain JSON, under the names a request uses."""
-        return {**dataclasses.asdict(self), "loras": [dataclasses.asdict(x) for x in self.loras]}
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureRequest(GenerationRequest):
+    """What every mode that makes still pictures takes.
+
+    ``clip_skip`` counts as diffusers does: 0 takes the last layer of the text encoder, 1 the one
+    before it.
+    """
+
+    prompt: str
+    negative_prompt: str
+    guidance_scale: float
+    scheduler: str
+    loras: tuple[LoraChoice, ...]
+    clip_skip: int
+    output_format: str
+
+    def as_parameters(self) -> dict[str, Any]:
+        """Return the values as plain JSON, under the names a request uses."""
+        values = super().as_parameters()
+        return {**values, "loras": [dataclasses.asdict(lora) for lora in self.loras]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToImageRequest(PictureRequest):
+    """Pictures from words, enlarged and refined in a second pass if ``hires_scale`` is over 1.
+
+    ``hires_steps`` 0 means as many as in the first pass; ``hires_upscaler`` says whether pixels
+    (``lanczos``) or latents (``latent``) are enlarged.
+    """
+
+    hires_scale: float
+    hires_strength: float
+    hires_steps: int
+    hires_upscaler: str
+
+    @property
+    def hires_size(self) -> tuple[int, int] | None:
+        """(width, height) of the second pass in pixels, or None without one."""
+        if self.hires_scale <= 1:
+            return None
+        width, height = (round(side * self.hires_scale / 8) * 8 for side in self.size)
+        return width, height
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the first pass in pixels."""
+        return self.width, self.height
+
+    @property
+    def second_steps(self) -> int:
+        """How many steps the second pass is planned with."""
+        return self.hires_steps or self.num_inference_steps
+
+    @property
+    def steps_per_image(self) -> int:
+        """The steps of both passes."""
+        second = kept_steps(self.second_steps, self.hires_strength) if self.hires_size else 0
+        return self.num_inference_steps + second
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageToImageRequest(PictureRequest):
+    """Pictures from a picture; ``strength`` says how much of it is painted anew (1 = all)."""
+
+    strength: float
+
+    @property
+    def steps_per_image(self) -> int:
+        """The steps that are left after the first ones, which the picture stands for."""
+        return kept_steps(self.num_inference_steps, self.strength)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InpaintRequest(ImageToImageRequest):
+    """A picture painted anew where its mask is white; ``mask_blur`` softens the edge, in pixels."""
+
+    mask_blur: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageToVideoRequest(GenerationRequest):
+    """A clip that starts from a picture, with Stable Video Diffusion."""
+
+    num_frames: int
+    fps: int
+    motion_bucket_id: int
+    noise_aug_strength: float
+    decode_chunk_size: int
+    min_guidance_scale: float
+    max_guidance_scale: float
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What one mode takes.
+
+    Attributes:
+        request: Its values.
+        architectures: The families that can do it.
+        inputs: The fields in which it takes pictures, which the site resolves.
+        denoising_strength: Which field A1111's name for a strength means here.
+    """
+
+    request: type[GenerationRequest]
+    architectures: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
+    denoising_strength: str = ""
+
+
+MODES: dict[str, Mode] = {
+    "text-to-image": Mode(TextToImageRequest, _PICTURES, (), "hires_strength"),
+    "image-to-image": Mode(ImageToImageRequest, _PICTURES, ("image",), "strength"),
+    "inpaint": Mode(InpaintRequest, _PICTURES, ("image", "mask_image"), "strength"),
+    "image-to-video": Mode(ImageToVideoRequest, ("svd",), ("image",)),
+}
 
 
 def image_seeds(seed: int, count: int) -> list[int]:
@@ -112,174 +218,90 @@ def image_seeds(seed: int, count: int) -> list[int]:
     return [(seed + index) % SEED_COUNT for index in range(count)]
 
 
-# What a request may name: its own fields, and the model, which the site resolves before this runs.
-FIELD_NAMES = frozenset(field.name for field in dataclasses.fields(GenerationRequest))
-_KNOWN = FIELD_NAMES | {"model"}
+def kept_steps(num_inference_steps: int, strength: float) -> int:
+    """Return how many of the steps are taken at a strength, as diffusers counts."""
+    return min(int(num_inference_steps * strength), num_inference_steps)
+
+
+def field_names(mode: str) -> frozenset[str]:
+    """Return the names of the values that a mode takes, without its model and pictures."""
+    return frozenset(field.name for field in dataclasses.fields(MODES[mode].request))
 
 
 def resolve_request(
     body: Mapping[str, Any],
     *,
     architecture: str,
+    mode: str = "text-to-image",
     defaults: Mapping[str, Any] | None = None,
     limits: Limits | None = None,
 ) -> GenerationRequest:
     """Check a request and fill in what it leaves open.
 
     Args:
-        body: Field names (ours or known aliases) and values; ``model`` is accepted and not read.
-        architecture: The family of the base model (``sd1``, ``sd2``, ``sdxl``).
-        defaults: The model's own defaults; names that are not fields of a request are skipped.
+        body: Field names (ours or known aliases) and values; ``model`` and the pictures are
+            accepted and not read.
+        architecture: The family of the base model (``sd1``, ``sd2``, ``sdxl``, ``svd``).
+        mode: A key of ``MODES``.
+        defaults: The model's own defaults; names that are not fields of the mode are skipped.
         limits: The bounds; None for the ordinary ones.
 
     Returns:
-        The resolved request; a random seed is drawn here.
+        The resolved request, of the mode's class; a random seed is drawn here.
 
     Raises:
         RequestError: Something is unknown, contradictory or out of bounds; it names each field.
     """
     if not isinstance(body, Mapping):
         raise RequestError(FieldProblem("", "not_an_object"))
-    if architecture not in ARCHITECTURE_DEFAULTS:
-        raise RequestError(FieldProblem("model", "architecture_unsupported"))
-    fields = name_fields(body, _KNOWN)
-    own = {k: v for k, v in (defaults or {}).items() if k in FIELD_NAMES and v is not None}
+    entry = MODES[mode]
+    if architecture not in entry.architectures:
+        families = {"families": ", ".join(entry.architectures)}
+        raise RequestError(FieldProblem("model", "architecture_unsupported", families))
+    names = field_names(mode)
+    aliases = {"denoising_strength": entry.denoising_strength}
+    fields = name_fields(
+        body, names | {"model", *entry.inputs}, {k: v for k, v in aliases.items() if v}
+    )
+    own = {k: v for k, v in (defaults or {}).items() if k in names and v is not None}
     fields.values = {
         **_COMMON_DEFAULTS,
         **ARCHITECTURE_DEFAULTS[architecture],
         **own,
         **fields.values,
     }
-    return _Reader(fields, limits or Limits()).read()
+    reader = Reader(fields, limits or Limits())
+    ordered = [field.name for field in dataclasses.fields(entry.request)]
+    request = entry.request(**{name: reader.read(name) for name in ordered})
+    _check_together(request, reader)
+    if reader.problems:
+        raise RequestError(*reader.problems)
+    return request
 
 
-class _Reader:
-    """Reads one request field by field and collects what is wrong with it."""
-
-    def __init__(self, fields: NamedFields, limits: Limits) -> None:
-        self.values = fields.values
-        self.sent_as = fields.sent_as
-        self.limits = limits
-        self.problems: list[FieldProblem] = []
-
-    def read(self) -> GenerationRequest:
-        limits = self.limits
-        side = {"low": limits.min_side, "high": limits.max_side, "factor": SIZE_FACTOR}
-        request = GenerationRequest(
-            prompt=self.text("prompt"),
-            negative_prompt=self.text("negative_prompt"),
-            width=self.integer("width", **side),
-            height=self.integer("height", **side),
-            num_inference_steps=self.integer("num_inference_steps", low=1, high=limits.max_steps),
-            guidance_scale=self.number("guidance_scale", 0.0, limits.max_guidance_scale),
-            scheduler=self.scheduler(),
-            seed=self.seed(),
-            num_images=self.integer("num_images", low=1, high=limits.max_images),
-            loras=self.loras(),
-            clip_skip=self.integer("clip_skip", low=0, high=limits.max_clip_skip),
-        )
-        pixels = request.width * request.height
-        if not self.problems and pixels > limits.max_pixels:
-            self.fail("width", "too_many_pixels", maximum=limits.max_pixels, pixels=pixels)
-        if self.problems:
-            raise RequestError(*self.problems)
-        return request
-
-    def fail(self, name: str, code: str, **params: Any) -> None:
-        self.problems.append(FieldProblem(self.sent_as.get(name, name), code, params))
-
-    def text(self, name: str) -> str:
-        value = self.values[name]
-        if not isinstance(value, str):
-            self.fail(name, "not_text")
-            return ""
-        maximum = self.limits.max_prompt_characters
-        if len(value) > maximum:
-            self.fail(name, "too_long", maximum=maximum, length=len(value))
-        # NUL cannot be stored by PostgreSQL, a lone surrogate cannot be written as UTF-8.
-        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-            self.fail(name, "invalid_characters")
-        return value.replace("\r\n", "\n")
-
-    def integer(self, name: str, *, low: int, high: int, factor: int = 1) -> int:
-        value = self.values[name]
-        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-        if isinstance(value, bool) or not whole:
-            self.fail(name, "not_an_integer")
-            return low
-        value = int(value)
-        if not low <= value <= high:
-            self.fail(name, "out_of_range", minimum=low, maximum=high)
-        elif value % factor:
-            self.fail(name, "not_a_multiple", factor=factor)
-        return value
-
-    def number(self, name: str, low: float, high: float) -> float:
-        value = self.values[name]
-        if not _is_finite(value):
-            self.fail(name, "not_a_number")
-            return low
-        if not low <= value <= high:
-            self.fail(name, "out_of_range", minimum=f"{low:g}", maximum=f"{high:g}")
-        return float(value)
-
-    def scheduler(self) -> str:
-        value = self.values["scheduler"]
-        found = canonical_scheduler(value) if isinstance(value, str) else None
-        if found is None:
-            self.fail("scheduler", "unknown_scheduler", choices=", ".join(SCHEDULERS))
-            return "dpmpp_2m"
-        return found
-
-    def seed(self) -> int:
-        value = self.values.get("seed", -1)
-        if value == -1 and not isinstance(value, bool):
-            return secrets.randbelow(SEED_COUNT)
-        self.values["seed"] = value
-        return self.integer("seed", low=0, high=SEED_COUNT - 1)
-
-    def loras(self) -> tuple[LoraChoice, ...]:
-        entries = self.values["loras"]
-        if not isinstance(entries, (list, tuple)):
-            self.fail("loras", "not_a_list")
-            return ()
-        if len(entries) > self.limits.max_loras:
-            self.fail("loras", "too_many_loras", maximum=self.limits.max_loras)
-            return ()
-        choices = [choice for entry in entries if (choice := self.lora(entry)) is not None]
-        seen: set[int | str] = set()
-        for choice in choices:
-            if choice.model in seen:
-                self.fail("loras", "duplicate_lora", model=choice.model)
-            seen.add(choice.model)
-        return tuple(choices)
-
-    def lora(self, entry: Any) -> LoraChoice | None:
-        if isinstance(entry, LoraChoice):
-            return entry
-        if not isinstance(entry, Mapping):
-            self.fail("loras", "invalid_lora")
-            return None
-        named = {LORA_ALIASES.get(key, key): value for key, value in entry.items()}
-        model, weight = named.get("model"), named.get("weight", 1.0)
-        is_reference = isinstance(model, (int, str)) and not isinstance(model, bool) and model != ""
-        if not is_reference or set(named) - {"model", "weight"} or len(named) != len(entry):
-            self.fail("loras", "invalid_lora")
-            return None
-        bound = self.limits.max_lora_weight
-        if not _is_finite(weight):
-            self.fail("loras", "not_a_number")
-            return None
-        if abs(weight) > bound:
-            self.fail("loras", "out_of_range", minimum=f"{-bound:g}", maximum=f"{bound:g}")
-            return None
-        return LoraChoice(model if isinstance(model, int) else str(model), float(weight))
+def _check_together(request: GenerationRequest, reader: Reader) -> None:
+    """Check what no field can say alone, if each is well by itself."""
+    if reader.problems:
+        return
+    size = (request.width, request.height)
+    if isinstance(request, TextToImageRequest) and request.hires_size is not None:
+        size = request.hires_size
+        _require_steps(reader, "hires_strength", request.second_steps, request.hires_strength)
+    if isinstance(request, ImageToImageRequest):
+        _require_steps(reader, "strength", request.num_inference_steps, request.strength)
+    if isinstance(request, ImageToVideoRequest):
+        low, high = request.min_guidance_scale, request.max_guidance_scale
+        if low > high:
+            reader.fail("min_guidance_scale", "out_of_range", minimum="1", maximum=f"{high:g}")
+    maximum, pixels = reader.limits.max_pixels, size[0] * size[1]
+    if pixels > maximum:
+        field = "width" if size == (request.width, request.height) else "hires_scale"
+        reader.fail(field, "too_many_pixels", maximum=maximum, pixels=pixels)
+    elif max(size) > reader.limits.max_side:
+        reader.fail("hires_scale", "too_large", maximum=reader.limits.max_side)
 
 
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond the range of a float
-        return False
+def _require_steps(reader: Reader, field: str, steps: int, strength: float) -> None:
+    if kept_steps(steps, strength) < 1:
+        least = math.ceil(100 / steps) / 100
+        reader.fail(field, "strength_too_small", steps=steps, minimum=f"{least:g}")

@@ -14,8 +14,12 @@ from typing import Any
 import torch
 
 from generation_app.engine.errors import EngineError, StoppedError
-from generation_app.engine.generate import Line, PictureOrder, Stopwatch, TextToImage, read_order
+from generation_app.engine.generate import Pictures
+from generation_app.engine.order import Order, read_order
 from generation_app.engine.pipelines import PipelineCache, WarmPipeline
+from generation_app.engine.request import ImageToVideoRequest
+from generation_app.engine.video import Clips
+from generation_app.engine.work import Line, Stopwatch, Work
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
@@ -64,13 +68,14 @@ class Engine:
         self.pipelines.clear()
         self._tell_warm(line)
 
-    def _serve(self, line: Line, order: PictureOrder) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _serve(self, line: Line, order: Order) -> tuple[dict[str, Any], dict[str, Any]]:
         if torch.get_num_threads() != order.threads:
             torch.set_num_threads(order.threads)
         stopwatch = Stopwatch()
         warm = self._prepare(line, order)
         stopwatch.lap("load")
-        work = TextToImage(warm, order, line, stopwatch)
+        kind: type[Work] = Clips if isinstance(order.request, ImageToVideoRequest) else Pictures
+        work = kind(warm, order, line, stopwatch)
         images = work.run()
         metrics = {
             **stopwatch.as_metrics(),
@@ -81,7 +86,7 @@ class Engine:
         }
         return {"images": images}, metrics
 
-    def _prepare(self, line: Line, order: PictureOrder) -> WarmPipeline:
+    def _prepare(self, line: Line, order: Order) -> WarmPipeline:
         """Return the request's pipeline with its adapters at work."""
         if (how := line.stop_requested()) is not None:
             raise StoppedError(how)

@@ -62,7 +62,23 @@ FIELD_ALIASES: dict[str, str] = {
     "quantity": "num_images",
     "noise_seed": "seed",
     "clipSkip": "clip_skip",
+    "prompt_strength": "strength",
+    "denoise": "strength",
+    "init_image": "image",
+    "source_image": "image",
+    "mask": "mask_image",
+    "source_mask": "mask_image",
+    "hr_scale": "hires_scale",
+    "hr_second_pass_steps": "hires_steps",
+    "hr_upscaler": "hires_upscaler",
+    "frames": "num_frames",
+    "video_frames": "num_frames",
+    "augmentation_level": "noise_aug_strength",
+    "min_cfg": "min_guidance_scale",
 }
+# Every spelling of the two choices that are words, and ours for it.
+OUTPUT_FORMATS: dict[str, str] = {"png": "png", "jpeg": "jpeg", "jpg": "jpeg", "webp": "webp"}
+UPSCALERS: dict[str, str] = {"lanczos": "lanczos", "latent": "latent"}
 SAMPLER_FIELDS = ("sampler", "sampler_name", "sampler_index")
 LORA_ALIASES: dict[str, str] = {
     "name": "model",
@@ -133,12 +149,15 @@ class NamedFields:
     sent_as: dict[str, str]
 
 
-def name_fields(body: Mapping[str, Any], known: frozenset[str]) -> NamedFields:
+def name_fields(
+    body: Mapping[str, Any], known: frozenset[str], aliases: Mapping[str, str] | None = None
+) -> NamedFields:
     """Bring the fields of a request to our names.
 
     Args:
         body: The request as it came.
-        known: Our own field names.
+        known: The names that the mode takes; an alias of any other is unknown too.
+        aliases: Further names that depend on the mode.
 
     Returns:
         The values under our names.
@@ -148,18 +167,20 @@ def name_fields(body: Mapping[str, Any], known: frozenset[str]) -> NamedFields:
     """
     fields = NamedFields({}, {})
     problems: list[FieldProblem] = []
+    spellings = {**FIELD_ALIASES, **(aliases or {})}
+    sampled = "scheduler" in known
     sampler = next((key for key in SAMPLER_FIELDS if body.get(key) is not None), None)
     for key, value in body.items():
-        if key in SAMPLER_FIELDS or (key == "scheduler" and sampler is not None):
+        if sampled and (key in SAMPLER_FIELDS or (key == "scheduler" and sampler is not None)):
             continue
-        name = key if key in known else FIELD_ALIASES.get(key)
+        name = key if key in known else spellings.get(key)
         if key == "size":
             problems += _add_size(fields, value)
-        elif name is None:
+        elif name not in known:
             problems.append(FieldProblem(str(key), "unknown_field", {"field": str(key)[:100]}))
         elif value is not None:
             problems += _add(fields, name, key, value)
-    if sampler is not None:
+    if sampled and sampler is not None:
         problems += _add_sampler(fields, sampler, body[sampler], body.get("scheduler"))
     if problems:
         raise RequestError(*problems)

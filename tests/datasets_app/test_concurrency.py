@@ -10,7 +10,7 @@ import pytest
 from django.db import connection
 from django.db.models import Sum
 
-from datasets_app import intake, services
+from datasets_app import intake, keeping, services
 from datasets_app.images import keep_picture
 from datasets_app.models import Dataset, DatasetImage
 from studio_project.api import Problem
@@ -164,7 +164,7 @@ def test_one_picture_is_decoded_at_a_time(
             with guard:
                 busy -= 1
 
-    monkeypatch.setattr(intake, "keep_picture", watched)
+    monkeypatch.setattr(keeping, "keep_picture", watched)
     at_once(*(add(alice, foxes, 10 * n, 10 * n + 1) for n in range(5)))
     assert most == 1
 
@@ -179,6 +179,6 @@ def test_no_transaction_is_open_while_a_picture_is_decoded_or_stored(
 
         return checked
 
-    monkeypatch.setattr(intake, "_keep", outside(intake._keep))
+    monkeypatch.setattr(intake, "keep", outside(intake.keep))
     monkeypatch.setattr(intake.storage, "save", outside(intake.storage.save))
     assert len(add(alice, foxes, 1, 2)().created) == 2

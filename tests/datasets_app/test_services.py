@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from django.core.files.uploadedfile import TemporaryUploadedFile
 
-from datasets_app import intake, removal, services
+from datasets_app import intake, keeping, removal, services
 from datasets_app.models import Dataset, DatasetImage
 from studio_project import storage
 from studio_project.api import Problem
@@ -350,7 +350,7 @@ def test_a_disk_that_fills_meanwhile_keeps_what_was_taken(
             raise OSError(28, "No space left on device")
         return real(*args, **kwargs)
 
-    target, name = (storage, "_write") if place == "storage" else (intake, "keep_picture")
+    target, name = (storage, "_write") if place == "storage" else (keeping, "keep_picture")
     real = getattr(target, name)
     monkeypatch.setattr(target, name, full)
     taken = 1 if place == "storage" else 2  # a picture and its thumbnail are two files

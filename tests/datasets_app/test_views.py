@@ -119,3 +119,9 @@ def test_deleting_names_what_goes(browser: Browser, alice: User) -> None:
     dataset = make_dataset(alice, name="Foxes")
     page = browser(alice).get(f"/datasets/{dataset.pk}").content.decode()
     assert "“Foxes” goes, with its 2 pictures and their captions." in page
+    DatasetImage.objects.filter(dataset=dataset).first().delete()
+    counts = browser(alice).get(f"/datasets/{dataset.pk}?part=counts").content.decode()
+    assert "“Foxes” goes, with its 1 picture and its caption." in counts
+    DatasetImage.objects.filter(dataset=dataset).delete()
+    counts = browser(alice).get(f"/datasets/{dataset.pk}?part=counts").content.decode()
+    assert "“Foxes” goes. It holds no pictures." in counts

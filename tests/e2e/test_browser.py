@@ -34,6 +34,17 @@ def _files(folder: Path) -> list[str]:
     return paths
 
 
+def _everything_fits_a_telephone(page: Page, training: str) -> None:
+    """No page is wider than the screen, and what sticks to its edge can be pressed."""
+    page.set_viewport_size({"width": 390, "height": 844})
+    for path in (*PAGES, training):
+        page.goto(path)
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+    expect(page.locator("#chart-table tbody tr").first).to_be_attached()
+    page.locator("#training .stick").get_by_role("link", name="Use it now").click(trial=True)
+
+
 @pytest.fixture
 def second_page(page: Page) -> Iterator[Page]:
     """Another tab of the same person."""
@@ -64,11 +75,12 @@ def test_from_sign_up_to_a_picture_of_ones_own_model(
     page.get_by_role("link", name="Train on it").click()
     expect(page.locator("model-picker input[role=combobox]")).not_to_have_value("")
     page.fill("#trigger-word", "zorp")
-    for fold in page.locator("details.fold").all():
+    for fold in page.locator("details.fold:visible").all():
         fold.locator("summary").click()
     page.fill("[name=max_train_steps]", "6")
     page.get_by_role("button", name="Create and start").click()
     expect(page).to_have_url(re.compile(r"/training/[0-9a-f-]{36}"))
+    training = page.url
     use_it = page.get_by_role("link", name="Use it now").first
     expect(use_it).to_be_visible(timeout=TRAINING_MS)
 
@@ -86,6 +98,7 @@ def test_from_sign_up_to_a_picture_of_ones_own_model(
 
     page.goto("/images")
     expect(page.locator("main img").first).to_be_visible()
+    _everything_fits_a_telephone(page, training)
 
 
 def test_with_250_models_the_last_one_is_found_by_typing(page: Page, site: Site) -> None:

@@ -134,7 +134,7 @@ def _ask_for_everything(client: DemoClient, dataset: int) -> tuple[str, str]:
 
 def _both_complete(client: DemoClient, training: str, picture: str) -> None:
     for path in (f"/api/generate/{picture}", f"/api/training/{training}/progress"):
-        state = work.finished(client, path, seconds=90)
+        state = work.finished(client, path)
         assert state["status"] == "completed", state
     models = client.call("GET", "/api/models/?owner=me&limit=200")["results"]
     assert sum(model["name"].endswith(training[:8]) for model in models) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +14,23 @@ from PIL import Image
 from generation_app import actors, services
 from generation_app.models import GenerationJob
 from generation_app.recording import Recorder
+from models_app.inspection import sha256_of
 from models_app.models import DiffusionModel
-from studio_project import events
+from studio_project import events, storage
 from studio_project.jobs import JobLost
 from studio_project.models import User, Worker
-from tests.factories import content_of, make_base, make_generation, make_image, make_lora, picture
+from tests.factories import (
+    content_of,
+    make_base,
+    make_full,
+    make_generation,
+    make_image,
+    make_lora,
+    picture,
+    tiny_folder,
+)
+from tests.generation_app.engine.conftest import make_lora as write_lora
+from tests.tiny import make_tiny_sd
 from tests.worker_fixtures import Once
 
 Status = GenerationJob.Status
@@ -55,6 +68,59 @@ def test_pictures_are_painted_stored_and_made_again_alone(
     worker.refresh_from_db()
     assert worker.warm == [tiny_base.name]
     assert alone.metrics["seconds"] > 0
+
+
+def plain_picture(folder: Path, lora: Path | None = None) -> bytes:
+    """Paint what `submit` asks for with plain diffusers."""
+    import torch
+
+    from models_app.loading import load_noise_scheduler, load_pipeline
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pipe = load_pipeline(folder, "sd1")
+    pipe.scheduler = load_noise_scheduler(folder, "DDIMScheduler")
+    if lora is not None:
+        pipe.load_lora_weights(lora.parent, weight_name=lora.name, adapter_name="a")
+    image = pipe(
+        QUICK["prompt"],
+        width=64,
+        height=64,
+        num_inference_steps=2,
+        guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(QUICK["seed"]),
+    ).images[0]
+    torch.set_num_threads(threads)
+    return bytes(image.tobytes())
+
+
+def test_whole_networks_and_adapters_paint_what_plain_diffusers_paints(
+    worker: Worker, tiny_base: DiffusionModel, alice: User, tmp_path: Path
+) -> None:
+    """A full training alone, with a LoRA of its base, and a DreamBooth of adapters on the base."""
+    folder = make_tiny_sd(tmp_path / "whole", seed=9)
+    full = make_full(alice, tiny_base, folder)
+    lora_file = write_lora(tiny_folder(), tmp_path / "lora.safetensors")
+    key = storage.new_key("models", suffix=".safetensors")
+    storage.save(key, lora_file)
+    adapters = make_lora(alice, tiny_base, type="dreambooth", path=key, sha256=sha256_of(lora_file))
+    asked = {"guidance_scale": 5.0, "scheduler": "ddim"}
+    jobs = [
+        submit(alice, full, **asked),
+        submit(alice, full, loras=[{"model": adapters.pk}], **asked),
+        submit(alice, adapters, **asked),
+    ]
+    actors.generate()
+    for job in jobs:
+        job.refresh_from_db()
+        assert job.status == Status.COMPLETED, job.log_tail
+    painted = [pixels(job) for job in jobs]
+    assert painted == [
+        plain_picture(folder),
+        plain_picture(folder, lora_file),
+        plain_picture(tiny_folder(), lora_file),
+    ]
+    assert len(set(painted)) == 3
 
 
 def test_a_killed_engine_is_started_again_and_goes_on_with_what_is_missing(

@@ -108,6 +108,16 @@ def test_an_estimate_makes_nothing(api: Api, alice: User, base: DiffusionModel) 
     assert GenerationJob.objects.count() == 1
 
 
+@pytest.mark.parametrize("mode", ["text-to-image", "inpaint", "estimate", "recall"])
+@pytest.mark.parametrize("body", ["[1]", '["text"]', "3", '"text"'])
+def test_a_body_that_is_no_object_is_refused(
+    api: Api, alice: User, base: DiffusionModel, mode: str, body: str
+) -> None:
+    path = f"/api/generate/{mode}"
+    answer = api(alice).post(path, body, content_type="application/json")
+    assert (answer.status_code, answer.json()["code"]) == (400, "parse_error")
+
+
 def test_nan_is_refused(api: Api, alice: User, base: DiffusionModel) -> None:
     body = b'{"model": "Base", "guidance_scale": NaN}'
     answer = api(alice).post(TEXT_TO_IMAGE, body, content_type="application/json")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from generation_app.history import Finished, Work, finished, forecast, foretell, work_of
+from generation_app.history import MOST, Finished, Work, finished, forecast, foretell, work_of
 from models_app.models import DiffusionModel
 from studio_project.models import User, Worker
 from tests.factories import make_base, make_generation, make_worker
@@ -30,8 +30,8 @@ def test_after_thirty_recorded_jobs_the_median_error_is_small() -> None:
     samples = [finished(*row) for row in rows]
     errors = []
     for index in range(30, len(rows)):
-        before = [sample for sample in samples[:index] if sample is not None]
-        told = foretell(before, work_of(rows[index][0]))
+        before = [sample for sample in reversed(samples[:index]) if sample is not None]
+        told = foretell(before[:MOST], work_of(rows[index][0]))
         assert told is not None
         errors.append(abs(told.seconds - rows[index][2]) / rows[index][2])
     assert len(errors) >= 30
@@ -66,6 +66,13 @@ def test_one_slow_afternoon_spoils_nothing() -> None:
     assert told is not None
     assert told.seconds == pytest.approx(1.3)
     assert told.basis == "size"
+
+
+def test_a_device_that_is_busy_now_is_believed_to_be() -> None:
+    usual = [sample() for _ in range(20)]
+    told = foretell([sample(seconds=4.0)] * 8 + usual, Work(4096, 10, 1))
+    assert told is not None
+    assert 2.0 < told.seconds < 4.3
 
 
 def test_steps_and_pictures_count_by_themselves() -> None:

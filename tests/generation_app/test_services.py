@@ -72,6 +72,42 @@ def test_loras_set_the_weights_also_of_the_model_itself(alice: User) -> None:
     assert weights == {"Fox": 0.7, "Owl": -0.5}
 
 
+def test_a_whole_network_is_its_own_base_and_wears_loras(alice: User) -> None:
+    base = make_base()
+    for type_ in ("full", "dreambooth"):
+        model = make_base(
+            f"My {type_}", type=type_, owner=alice, visibility="private", base_model=base
+        )
+        lora = make_lora(alice, base, f"Fox for {type_}")
+        job = submit(alice, model=model.pk, prompt="x", loras=[{"model": lora.pk, "weight": 0.6}])
+        assert (job.model, job.base_model) == (model, model)
+        assert [(entry["id"], entry["weight"]) for entry in job.parameters["loras"]] == [
+            (lora.pk, 0.6)
+        ]
+        assert set(job.needed_models.all()) == {model, lora}
+        refusal("model_incompatible", submit, alice, model=base.pk, loras=[{"model": model.pk}])
+
+
+def test_a_dreambooth_of_adapters_acts_as_a_lora(alice: User) -> None:
+    base = make_base()
+    model = make_lora(alice, base, "My dog", type="dreambooth")
+    job = submit(alice, model=model.pk, prompt="x")
+    assert (job.model, job.base_model) == (model, base)
+    assert [(entry["id"], entry["weight"]) for entry in job.parameters["loras"]] == [
+        (model.pk, 1.0)
+    ]
+    beside = submit(alice, model=base.pk, prompt="x", loras=[{"model": model.pk}])
+    assert beside.base_model == base
+    assert [entry["id"] for entry in beside.parameters["loras"]] == [model.pk]
+
+
+def test_a_whole_network_outlives_its_base(alice: User) -> None:
+    base = make_base()
+    model = make_base("Whole", type="full", owner=alice, visibility="private", base_model=base)
+    base.write(is_active=False)
+    assert submit(alice, model=model.pk, prompt="x").base_model == model
+
+
 def test_a_lora_of_another_family_does_not_fit(alice: User) -> None:
     other = make_lora(alice, make_base("Large", architecture="sdxl"), "Owl")
     problem = refusal(
@@ -157,7 +193,7 @@ def test_no_room_is_refused_before_any_work(alice: User, settings: Any) -> None:
 
 
 def test_modes_that_do_not_exist_yet_are_refused(alice: User) -> None:
-    refusal("method_unavailable", services.submit_generation, alice, mode="inpaint", body={})
+    refusal("method_unavailable", services.submit_generation, alice, mode="upscale", body={})
 
 
 def test_unsharing_ends_queued_requests_of_others_and_pictures_keep_the_name(

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from generation_app.engine.request import ARCHITECTURE_DEFAULTS, resolve_request
 from studio_project.models import User
-from tests.factories import make_base, make_generation, make_image, make_lora
+from tests.factories import make_base, make_dataset, make_generation, make_image, make_lora
 
 Browser = Callable[[User | None], Client]
 
@@ -23,7 +23,26 @@ def test_form_knows_the_defaults_of_every_family(browser: Browser, alice: User) 
     defaults = json.loads(page.context["defaults_json"])
     assert set(defaults) == set(ARCHITECTURE_DEFAULTS)
     resolved = resolve_request({}, architecture="sd1").as_parameters()
-    assert all(resolved[name] == value for name, value in defaults["sd1"].items())
+    ours = {**defaults["sd1"], "hires_scale": resolved["hires_scale"]}
+    assert all(ours[name] == resolved[name] for name in resolved if name in ours)
+    # What the switch of the second pass stands at when it is turned on.
+    assert defaults["sd1"]["hires_scale"] == 2.0
+    assert defaults["svd"]["num_frames"] == 14
+
+
+def test_form_opens_with_a_picture_that_the_user_may_see(
+    browser: Browser, alice: User, bob: User
+) -> None:
+    image = make_image(make_generation(alice))
+    shown = make_dataset(alice).images.first()
+    for query in (f"from={image.pk}", f"dataset_image={shown.pk}"):
+        page = browser(alice).get(f"/text-to-image?mode=inpaint&{query}")
+        start = json.loads(page.context["start_json"])
+        assert browser(alice).get(start["url"]).status_code == 200
+        assert (start["width"], start["height"]) == (64, 64)
+        assert page.context["mode"] == "inpaint"
+        assert browser(bob).get(f"/text-to-image?{query}").context["start_json"] == "null"
+    assert browser(alice).get("/text-to-image?from=x&dataset_image=9").status_code == 200
 
 
 def test_form_offers_as_many_pictures_as_the_user_may_ask_for(

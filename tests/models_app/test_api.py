@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from io import BytesIO
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
@@ -15,7 +16,9 @@ from django.utils import timezone
 from PIL import Image
 from rest_framework.test import APIClient
 
+from models_app.layouts import kohya_key
 from models_app.models import DiffusionModel
+from studio_project import storage
 from studio_project.models import User
 
 Make = Callable[..., DiffusionModel]
@@ -295,6 +298,52 @@ def test_shared_weights_are_downloaded_by_others(
 ) -> None:
     model = make_lora(alice, visibility="shared")
     assert api(bob).get(f"/api/models/{model.pk}/download").status_code == 200
+
+
+def test_each_layout_of_the_weights_is_downloaded(api: Api, make_lora: Make, alice: User) -> None:
+    model = make_lora(alice, files=[{"name": "a"}, {"name": "k", "layout": "kohya"}])
+    storage.save(kohya_key(model.path), b"for other programs")
+    client, url = api(alice), f"/api/models/{model.pk}/download"
+    own = client.get(f"{url}?layout=diffusers")
+    assert body_of(own) == body_of(client.get(url)) == model.weights_file().read_bytes()
+    other = client.get(f"{url}?layout=kohya")
+    assert body_of(other) == b"for other programs"
+    assert f'filename="{model.name}.kohya.safetensors"' in other["Content-Disposition"]
+    assert own["ETag"] != other["ETag"]
+    part = client.get(f"{url}?layout=kohya", HTTP_RANGE="bytes=4-8")
+    assert (part.status_code, body_of(part)) == (206, b"other")
+    wrong = client.get(f"{url}?layout=pickle")
+    assert (wrong.status_code, wrong.json()["code"]) == (400, "invalid")
+    assert "kohya" in wrong.json()["errors"]["layout"][0]["message"]
+    single = client.get(f"/api/models/{make_lora(alice).pk}/download?layout=kohya")
+    assert (single.status_code, single.json()["code"]) == (409, "download_unavailable")
+
+
+def test_a_whole_network_is_downloaded_as_an_archive(
+    api: Api, make_base: Make, alice: User, bob: User
+) -> None:
+    contents = {"model_index.json": b"{}", "unet/weights.safetensors": b"x" * 600_000}
+    model = make_base(
+        owner=alice,
+        type="full",
+        base_model=make_base(),
+        files=[{"name": name, "size": len(data)} for name, data in contents.items()],
+    )
+    for name, data in contents.items():
+        storage.save(f"{model.path}/{name}", data)
+    url = f"/api/models/{model.pk}/download"
+    answer = api(alice).get(url)
+    content = body_of(answer)
+    assert (answer.status_code, answer["Content-Type"]) == (200, "application/zip")
+    assert int(answer["Content-Length"]) == len(content)
+    assert f'filename="{model.name}.zip"' in answer["Content-Disposition"]
+    assert answer["X-Content-Type-Options"] == "nosniff"
+    with ZipFile(BytesIO(content)) as archive:
+        assert {one: archive.read(one) for one in archive.namelist()} == {
+            f"{model.name}/{name}": data for name, data in contents.items()
+        }
+    assert api(alice).get(f"{url}?layout=kohya").json()["code"] == "download_unavailable"
+    assert api(bob).get(url).status_code == 404
 
 
 def test_folders_and_remote_models_say_why_not(api: Api, make_base: Make, alice: User) -> None:

@@ -11,6 +11,7 @@ import pytest
 from django.db import IntegrityError, transaction
 from django.utils import timezone, translation
 
+from models_app.layouts import kohya_key
 from models_app.models import DiffusionModel, trained_model_name
 from studio_project import storage
 from studio_project.models import User
@@ -193,3 +194,34 @@ def test_texts_of_people_are_never_translated(make_lora: Make, alice: User) -> N
     model = make_lora(alice, title="Yes", description="No")
     with translation.override("fr"):
         assert (model.shown_title, model.shown_description) == ("Yes", "No")
+
+
+def test_an_adapter_needs_its_base_and_a_whole_network_does_not(
+    make_base: Make, make_lora: Make, alice: User, bob: User
+) -> None:
+    base = make_base()
+    folder = {"owner": alice, "base_model": base, "visibility": "shared"}
+    full = make_base(type="full", **folder)
+    dreambooth = make_base(type="dreambooth", **folder)
+    adapters = make_lora(alice, type="dreambooth", base_model=base, visibility="shared")
+    lora = make_lora(alice, base_model=base, visibility="shared")
+    rows = (full, dreambooth, adapters, lora)
+    assert [row.is_adapter for row in rows] == [False, False, True, True]
+    assert set(DiffusionModel.objects.building_on(base)) == {adapters, lora}
+    usable = DiffusionModel.objects.usable_by(bob)
+    assert set(usable.filter(owner=alice)) == set(rows)
+    base.write(is_active=False)
+    assert set(usable.all().filter(owner=alice)) == {full, dreambooth}
+    for row in rows:
+        row.refresh_from_db()
+    assert [row.usable for row in rows] == [True, True, False, False]
+    assert [bool(row.availability_detail) for row in rows] == [False, False, True, True]
+
+
+def test_a_kohya_file_is_found_and_needed_with_its_model(make_lora: Make, alice: User) -> None:
+    model = make_lora(alice, files=[{"name": "a"}, {"name": "k", "layout": "kohya"}])
+    alone = make_lora(alice)
+    keys = [model.path, kohya_key(model.path), kohya_key(alone.path), "models/other.safetensors"]
+    assert model.storage_keys() == keys[:2]
+    assert DiffusionModel.objects.needed_keys(keys) == set(keys[:2])
+    assert DiffusionModel.objects.needed_keys([keys[1]]) == {keys[1]}

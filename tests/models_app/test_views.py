@@ -105,3 +105,29 @@ def test_trigger_words_can_be_copied(browser: Browser, alice: User) -> None:
     model = make_lora(alice, make_base(), trigger_words=["zorbfox"])
     page = browser(alice).get(f"/models/{model.pk}").content.decode()
     assert 'data-copy="zorbfox"' in page
+
+
+@pytest.mark.parametrize("is_dora", [False, True])
+def test_both_layouts_of_a_lora_are_offered_in_plain_words(
+    browser: Browser, alice: User, is_dora: bool
+) -> None:
+    files = [{"name": "a"}, {"name": "k", "layout": "kohya", "is_dora": is_dora}]
+    lora = make_lora(alice, make_base(), files=files)
+    page = browser(alice).get(f"/models/{lora.pk}").content.decode()
+    for words, query in (
+        ("for Studio and diffusers", ""),
+        ("for A1111, Forge and ComfyUI", "?layout=kohya"),
+    ):
+        assert words in page
+        assert f'href="/api/models/{lora.pk}/download{query}"' in page
+    assert ("This is a DoRA." in page) is is_dora
+
+
+def test_what_has_one_layout_is_downloaded_at_once(browser: Browser, alice: User) -> None:
+    base = make_base()
+    lora = make_lora(alice, base)
+    full = make_base("Whole", type="full", owner=alice, visibility="private", base_model=base)
+    for model, has_link in ((lora, True), (full, True), (base, False)):
+        page = browser(alice).get(f"/models/{model.pk}").content.decode()
+        assert (f'href="/api/models/{model.pk}/download"' in page) is has_link
+        assert "download-model" not in page

@@ -15,6 +15,8 @@ from generation_app import actors as generation_actors
 from generation_app import services as generation_services
 from generation_app.models import GenerationJob
 from models_app import services as model_services
+from models_app.inspection import inspect_adapter
+from models_app.layouts import kohya_key
 from models_app.models import DiffusionModel
 from studio_project import storage, supervision
 from studio_project.child_process import Child
@@ -112,8 +114,11 @@ def test_from_a_dataset_to_a_picture_of_the_trained_model(
     assert [row.step for row in job.checkpoints.all()] == list(range(20, 0, -2))
     assert [row.step for row in job.checkpoints_for_resume()] == [20]
     assert {entry["name"] for entry in job.checkpoints.get(step=2).files} == {files.ADAPTER}
+    kohya = storage.local_copy(kohya_key(model.path))
+    assert inspect_adapter(kohya).layout == "kohya"
+    assert [entry["layout"] for entry in model.files] == ["diffusers", "kohya"]
     alice.refresh_from_db()
-    assert alice.stored_bytes == len(content)
+    assert alice.stored_bytes == model.size_bytes == len(content) + kohya.stat().st_size
 
     request = generation_services.submit_generation(
         alice,

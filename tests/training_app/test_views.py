@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.test import Client
-from django.utils import timezone
 
 from studio_project.models import User
-from tests.factories import make_base, make_dataset, make_lora, make_training
+from tests.factories import make_base, make_dataset, make_lora, make_training, make_worker
+from training_app import estimates
 from training_app.forms import CHOICE_LABELS, applies, expert_groups
 from training_app.models import TrainingNote
 from training_app.texts import note_sentence
@@ -175,24 +174,18 @@ def test_review_tells_nothing_of_what_is_not_mine(browser: Browser, alice: User,
     assert _review(browser(alice), dataset_id="x", base_model_id="9" * 30).status_code == 200
 
 
-def test_review_knows_the_time_after_the_first_training(browser: Browser, alice: User) -> None:
-    dataset, base = make_dataset(alice), make_base()
+def test_review_knows_the_cost_once_it_was_measured(browser: Browser, alice: User) -> None:
+    dataset, base, worker = make_dataset(alice), make_base(), make_worker()
     chosen = {"dataset_id": dataset.pk, "base_model_id": base.pk, "max_train_steps": "50"}
-    assert _review(browser(alice), **chosen).context["seconds"] is None
+    assert "not known yet" in _review(browser(alice), **chosen).content.decode()
     config = resolve_config(
         {}, architecture="sd1", base_defaults=base.default_settings, num_images=2
-    )
-    now = timezone.now()
-    make_training(
-        alice,
-        base_model=base,
-        status="completed",
-        total_steps=100,
-        started_at=now - timedelta(seconds=200),
-        finished_at=now,
-        resolved_config=config.as_dict(),
-    )
-    assert _review(browser(alice), **chosen).context["seconds"] == pytest.approx(100)
+    ).as_dict()
+    cost = {"seconds_per_step": 2.0, "peak_memory_bytes": 3 * 10**9}
+    estimates.note(base, config, "lora", worker, **cost)
+    page = _review(browser(alice), **chosen)
+    assert page.context["seconds"] == 100
+    assert "1 min 40 s" in page.content.decode() and "3.0" in page.content.decode()
 
 
 def test_empty_fields_are_left_to_the_defaults() -> None:

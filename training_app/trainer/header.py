@@ -102,8 +102,8 @@ def _kohya_words(request: TrainingRequest, is_dora: bool, step: int) -> dict[str
     family = KOHYA_FAMILIES[request.architecture]
     predicts_v = prediction_type(request) == "v_prediction"
     base_sha256 = str(given.get("base_sha256") or "")
-    count = len(request.images)
-    batches = math.ceil(count / config.effective_batch_size)
+    shown = sum(image.repeats for image in request.images)
+    batches = math.ceil(shown / config.effective_batch_size)
     folder = str(given.get("dataset_name") or "dataset")
     trains_text = bool(settings.get("train_text_encoder"))
     return {
@@ -123,12 +123,12 @@ def _kohya_words(request: TrainingRequest, is_dora: bool, step: int) -> dict[str
         "ss_output_name": given.get("title") or request.job_id,
         "ss_resolution": f"({config.resolution}, {config.resolution})",
         "ss_enable_bucket": True,
-        "ss_num_train_images": count,
+        "ss_num_train_images": shown,
         "ss_num_batches_per_epoch": batches,
         "ss_num_epochs": math.ceil(config.max_train_steps / batches),
         "ss_total_batch_size": config.effective_batch_size,
         "ss_steps": step,
-        "ss_dataset_dirs": json.dumps({folder: {"n_repeats": 1, "img_count": count}}),
+        "ss_dataset_dirs": json.dumps({folder: {"img_count": len(request.images)}}),
         "ss_tag_frequency": json.dumps({folder: tag_frequency(request)}, ensure_ascii=False),
     }
 

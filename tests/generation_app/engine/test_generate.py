@@ -241,11 +241,14 @@ def test_a_picture_that_is_not_numbers_is_an_error_and_the_engine_stays_well(ord
     assert np.array_equal(before, after)
 
 
-def test_a_prompt_beyond_the_encoder_is_cut_and_said(order: Order) -> None:
-    _, line = paint(Engine(), order(prompt="x" * 300))
+def test_a_prompt_beyond_all_chunks_is_cut_and_said(order: Order) -> None:
+    engine = Engine()
+    _, line = paint(engine, order(prompt="x" * 300))
+    assert line.of("done")[0]["metrics"]["notes"] == []
+    _, line = paint(engine, order(prompt="x" * 1500))
     [note] = line.of("done")[0]["metrics"]["notes"]
     assert note["code"] == "prompt_truncated"
-    assert note["params"]["limit"] == 77
+    assert note["params"] == {"field": "prompt", "tokens": 1500, "limit": 1200}
 
 
 @pytest.mark.parametrize("prompt", ["", "🦊" * 50, "((((", "{a|", "line one\nline two"])

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from generation_app.engine.metadata import a1111_text, parse_a1111, read_parameters, save_png
+from generation_app.engine.metadata import a1111_text, save_picture
+from generation_app.engine.recall import parse_a1111, recall_picture
 from generation_app.engine.resident import Engine
 from tests.generation_app.engine.conftest import Recorder
 
@@ -32,12 +33,18 @@ PARAMETERS: dict[str, Any] = {
 
 
 def write(path: Path, parameters: dict[str, Any]) -> Path:
-    save_png(Image.new("RGB", (8, 8)), path, parameters)
+    save_picture(Image.new("RGB", (8, 8)), path, parameters)
     return path
 
 
+def recalled(path: Path) -> dict[str, Any] | None:
+    with path.open("rb") as file:
+        found = recall_picture(file)
+    return found.values if found else None
+
+
 def test_our_own_json_comes_back_exactly(tmp_path: Path) -> None:
-    assert read_parameters(write(tmp_path / "a.png", PARAMETERS)) == PARAMETERS
+    assert recalled(write(tmp_path / "a.png", PARAMETERS)) == PARAMETERS
 
 
 def test_the_a1111_text_has_the_form_that_others_read() -> None:
@@ -82,7 +89,7 @@ def test_a_picture_of_a1111_is_read(tmp_path: Path) -> None:
     info = PngInfo()
     info.add_text("parameters", text)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
-    found = read_parameters(tmp_path / "a.png")
+    found = recalled(tmp_path / "a.png")
     assert found is not None
     assert found["scheduler"] == "dpmpp_2m_karras"
     assert (found["width"], found["height"], found["prompt"]) == (512, 768, "masterpiece, fox")
@@ -96,14 +103,14 @@ def test_texts_of_no_form_are_read_as_far_as_they_go(text: str) -> None:
 
 def test_a_picture_that_says_nothing_or_lies_gives_nothing(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
-    assert read_parameters(tmp_path / "plain.png") is None
+    assert recalled(tmp_path / "plain.png") is None
     info = PngInfo()
     info.add_itxt("studio", "{broken")
     Image.new("RGB", (8, 8)).save(tmp_path / "broken.png", pnginfo=info)
-    assert read_parameters(tmp_path / "broken.png") is None
+    assert recalled(tmp_path / "broken.png") is None
     (tmp_path / "no.png").write_text("no picture")
     with pytest.raises(OSError, match="cannot identify"):
-        read_parameters(tmp_path / "no.png")
+        recalled(tmp_path / "no.png")
 
 
 def test_a_painted_file_tells_everything_and_no_path(
@@ -119,7 +126,7 @@ def test_a_painted_file_tells_everything_and_no_path(
     )
     Engine().run(line, message)
     second = line.of("image")[1]
-    found = read_parameters(Path(second["path"]))
+    found = recalled(Path(second["path"]))
     assert found is not None
     assert found.pop("metadata") == {"base_name": "Tiny base", "job": "1"}
     assert found == second["parameters"]

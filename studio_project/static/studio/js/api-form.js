@@ -3,7 +3,8 @@
  *
  * `<form data-api="/api/…" data-method="PATCH">` sends its fields as JSON. Afterwards `data-then` is
  * "reload", "close" or an address in which `{id}` stands for the answer's id. Problems appear at
- * their field, the rest above the button. `data-confirm-*` asks first. A checkbox counts as a
+ * their field, the rest above the button. `data-confirm-*` asks first; a text that is `#id` stands in
+ * that template. A checkbox counts as a
  * boolean, `data-number` as a number, `data-list` as comma-separated words.
  */
 
@@ -63,12 +64,17 @@ export function showProblems(form, problem) {
   first?.focus();
 }
 
+/** The words themselves, or those of the template they point to, which keeps up with what changes. */
+function wordsOf(text) {
+  return text.startsWith("#") ? document.querySelector(text).content.textContent : text;
+}
+
 async function submitted(event) {
   const form = event.target.closest("form[data-api]");
   if (!form) return;
   event.preventDefault();
   const { confirmTitle, confirmText, confirmAction: label } = form.dataset;
-  if (confirmTitle && !(await confirmAction({ title: confirmTitle, text: confirmText, action: label }))) return;
+  if (confirmTitle && !(await confirmAction({ title: confirmTitle, text: wordsOf(confirmText), action: label }))) return;
   clearProblems(form);
   const button = event.submitter ?? form.querySelector("[type=submit]");
   button?.setAttribute("aria-busy", "true");

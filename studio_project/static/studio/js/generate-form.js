@@ -1,19 +1,26 @@
-/** The form of the generate page: model defaults, summaries of folded groups, LoRAs, reuse. */
+/** The form of the generate page: modes, model defaults, summaries of folded groups, LoRAs, reuse. */
 
 import { h, icon } from "./dom.js";
 import { number } from "./format.js";
+import { LoraRows } from "./lora-rows.js";
 import "./model-picker.js";
+import { PictureSource } from "./picture-source.js";
 
-const NUMBERS = ["width", "height", "num_images", "num_inference_steps", "guidance_scale", "seed", "clip_skip"];
 const KEPT = "studio.generate";
+const FROM_PICTURE = new Set(["image-to-image", "inpaint", "image-to-video"]);
 
 export class GenerateForm {
-  constructor(element, { defaults }) {
+  constructor(element, { defaults, mode, start }) {
     this.element = element;
     this.defaults = defaults;
     this.touched = new Set();
-    this.picker = element.querySelector("model-picker");
-    this.loras = element.querySelector("#loras");
+    this.mode = "text-to-image";
+    this.loras = new LoraRows(element.querySelector("#loras"), element.querySelector("#add-lora"), () => this.changed("loras"));
+    this.source = new PictureSource(element.querySelector("#source"), {
+      onChanged: () => this.sourceChanged(),
+      onSettings: (recalled) => this.fill(recalled),
+    });
+    this.hires = element.querySelector("#hires");
     this.recall();
     element.addEventListener("input", (event) => this.changed(event.target.name));
     element.addEventListener("change", (event) => {
@@ -25,18 +32,60 @@ export class GenerateForm {
       this.reset();
     });
     element.querySelector("#random-seed").addEventListener("click", () => this.set("seed", ""));
-    element.querySelector("#add-lora").addEventListener("click", () => this.addLora());
-    this.modelChanged();
+    for (const button of element.querySelectorAll("[data-mode]")) button.addEventListener("click", () => this.choose(button.dataset.mode));
+    this.choose(mode || this.mode);
+    if (start) this.source.show(start);
   }
 
   get fields() {
     return this.element.elements;
   }
 
+  get picker() {
+    return this.element.querySelector("[data-modes]:not([hidden]) > model-picker");
+  }
+
   get model() {
     return this.picker.model;
   }
 
+  // --- modes ----------------------------------------------------------------------------------
+  /** Show what a mode takes, and nothing else. */
+  choose(mode) {
+    if (!this.element.querySelector(`[data-mode="${CSS.escape(mode)}"]`)) return;
+    this.mode = mode;
+    for (const part of this.element.querySelectorAll("[data-modes]")) part.hidden = !part.dataset.modes.split(" ").includes(mode);
+    // The easel may stand in its dialog.
+    document.getElementById("mask").hidden = mode !== "inpaint";
+    for (const button of this.element.querySelectorAll("[data-mode]")) button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
+    this.modelChanged();
+    this.sourceChanged();
+  }
+
+  /** Start from a picture that the site has. */
+  startFrom(mode, picture) {
+    this.choose(mode);
+    this.source.show(picture);
+    this.element.scrollIntoView({ block: "start", behavior: "smooth" });
+  }
+
+  /** The size follows the picture unless somebody has chosen one. */
+  sourceChanged() {
+    const follows = FROM_PICTURE.has(this.mode) && this.source.picture;
+    for (const name of ["width", "height"]) {
+      if (this.touched.has(name)) continue;
+      this.fields[name].placeholder = follows ? gettext("like the picture") : "";
+      if (follows) this.fields[name].value = "";
+    }
+    if (!follows) this.modelChanged();
+    else this.summarise();
+  }
+
+  isAway(field) {
+    return Boolean(field.closest("[data-modes][hidden]")) || (!this.hires.checked && Boolean(field.closest("#hires-fields")));
+  }
+
+  // --- values ---------------------------------------------------------------------------------
   changed(name) {
     if (name) this.touched.add(name);
     this.summarise();
@@ -53,13 +102,14 @@ export class GenerateForm {
   /** Values nobody touched follow the model. */
   modelChanged() {
     const model = this.model;
-    if (!model && this.fields.width.value) {
-      this.offerTriggerWords();
-      return;
-    }
-    const values = { ...(this.defaults[model?.architecture] ?? Object.values(this.defaults)[0]), ...(model?.default_settings ?? {}) };
-    for (const [name, value] of Object.entries(values)) {
-      if (this.fields[name] && !this.touched.has(name)) this.fields[name].value = String(value);
+    if (model || !this.fields.num_inference_steps.value) {
+      const family = this.mode === "image-to-video" ? "svd" : "sd1";
+      const values = { ...(this.defaults[model?.architecture] ?? this.defaults[family]), ...(model?.default_settings ?? {}) };
+      const follows = FROM_PICTURE.has(this.mode) && this.source.picture;
+      for (const [name, value] of Object.entries(values)) {
+        if (follows && (name === "width" || name === "height")) continue;
+        if (this.fields[name] && !this.touched.has(name)) this.fields[name].value = String(value);
+      }
     }
     this.offerTriggerWords();
     this.summarise();
@@ -70,8 +120,10 @@ export class GenerateForm {
     this.touched.clear();
     this.fields.negative_prompt.value = "";
     this.fields.seed.value = "";
-    this.loras.replaceChildren();
+    this.hires.checked = false;
+    this.loras.clear();
     this.modelChanged();
+    this.sourceChanged();
   }
 
   offerTriggerWords() {
@@ -93,67 +145,97 @@ export class GenerateForm {
     this.changed("prompt");
   }
 
-  addLora(chosen = null) {
-    const weight = h("input", { type: "number", min: "-4", max: "4", step: "0.1", value: String(chosen?.weight ?? 1), "aria-label": gettext("Weight") });
-    const picker = h("model-picker", { types: "lora", label: gettext("LoRA"), name: "", "no-default": !chosen, value: chosen ? String(chosen.id) : null });
-    const remove = h("button", { type: "button", class: "quiet small", "aria-label": gettext("Remove this LoRA"), on: { click: () => { row.remove(); this.changed("loras"); } } }, icon("x"));
-    const row = h("li", {}, picker, h("div", { class: "with-button" }, weight, remove));
-    this.loras.append(row);
-    this.changed("loras");
-  }
-
-  chosenLoras() {
-    return [...this.loras.children]
-      .map((row) => ({ model: Number(row.querySelector("model-picker").value), weight: Number(row.querySelector("input[type=number]").value) }))
-      .filter((lora) => lora.model);
-  }
-
   summarise() {
     const value = (name) => this.fields[name].value;
+    const steps = interpolate(ngettext("%s step", "%s steps", Number(value("num_inference_steps"))), [value("num_inference_steps")]);
+    const isVideo = this.mode === "image-to-video";
+    const size = value("width") && value("height") ? `${value("width")} × ${value("height")}` : isVideo ? "" : gettext("like the picture");
+    const count = isVideo ? interpolate(ngettext("%s frame", "%s frames", Number(value("num_frames"))), [value("num_frames")]) : interpolate(ngettext("%s picture", "%s pictures", Number(value("num_images"))), [value("num_images")]);
+    const larger = this.hires.checked && this.mode === "text-to-image" ? ` · ${value("hires_scale")} ×` : "";
     const sums = {
-      size: `${value("width")} × ${value("height")} · ${interpolate(ngettext("%s picture", "%s pictures", Number(value("num_images"))), [value("num_images")])}`,
-      quality: `${interpolate(ngettext("%s step", "%s steps", Number(value("num_inference_steps"))), [value("num_inference_steps")])} · ${number(Number(value("guidance_scale")), 1)} · ${this.fields.scheduler.selectedOptions[0]?.textContent ?? ""}`,
-      advanced: `${value("seed") ? interpolate(gettext("seed %s"), [value("seed")]) : gettext("random seed")}${this.loras.children.length ? ` · ${this.loras.children.length} LoRA` : ""}`,
+      size: [size, count].filter(Boolean).join(" · "),
+      quality: isVideo ? steps : `${steps} · ${number(Number(value("guidance_scale")), 1)} · ${this.fields.scheduler.selectedOptions[0]?.textContent ?? ""}${larger}`,
+      advanced: `${value("seed") ? interpolate(gettext("seed %s"), [value("seed")]) : gettext("random seed")}${this.loras.count ? ` · ${this.loras.count} LoRA` : ""}`,
     };
     for (const [name, text] of Object.entries(sums)) this.element.querySelector(`[data-sum=${name}]`).textContent = text;
+    for (const output of this.element.querySelectorAll("output[data-of]")) {
+      const field = this.fields[output.dataset.of];
+      output.textContent = number(Number(field.value), (field.step.split(".")[1] ?? "").length);
+    }
+    this.element.querySelector("#hires-fields").hidden = !this.hires.checked;
   }
 
-  body() {
-    const body = { model: Number(this.picker.value) || "", prompt: this.fields.prompt.value, negative_prompt: this.fields.negative_prompt.value, scheduler: this.fields.scheduler.value };
-    for (const name of NUMBERS) if (this.fields[name].value.trim() !== "") body[name] = Number(this.fields[name].value);
-    const loras = this.chosenLoras();
-    if (loras.length) body.loras = loras;
+  /**
+   * The request as it is sent, after what it starts from was sent.
+   * @throws {Problem}
+   */
+  async body() {
+    const body = { model: Number(this.picker.value) || "" };
+    for (const field of this.fields) {
+      if (!field.name || field.name === "model" || this.isAway(field)) continue;
+      if (!("number" in field.dataset)) body[field.name] = field.value;
+      else if (field.value.trim() !== "") body[field.name] = Number(field.value);
+    }
+    const loras = this.loras.chosen();
+    if (loras.length && this.mode !== "image-to-video") body.loras = loras;
+    if (FROM_PICTURE.has(this.mode)) Object.assign(body, await this.source.references(this.mode === "inpaint"));
     return body;
   }
 
-  /** Take over everything a picture or a job was painted with. */
-  async reuse(picture, { seed = true } = {}) {
-    const given = picture.parameters ?? picture;
-    const model = picture.model?.id;
+  // --- reuse ----------------------------------------------------------------------------------
+  /** Take over everything a picture or a job was made with, the picture it started from included. */
+  async reuse(job, { seed = true } = {}) {
+    const given = job.parameters ?? job;
+    this.choose(job.mode ?? given.mode ?? "text-to-image");
+    const model = job.model?.id;
     if (model) await this.picker.choose(model);
-    for (const name of ["prompt", "negative_prompt", "width", "height", "num_inference_steps", "guidance_scale", "scheduler", "clip_skip"]) {
-      if (given[name] !== undefined) this.set(name, given[name]);
+    for (const field of this.fields) {
+      if (!field.name || ["model", "seed", "num_images"].includes(field.name)) continue;
+      if (given[field.name] !== undefined && given[field.name] !== null) this.set(field.name, given[field.name]);
     }
-    if (seed) this.set("seed", picture.seed ?? given.seed);
-    this.loras.replaceChildren();
-    for (const lora of given.loras ?? []) if (lora.id && lora.id !== model) this.addLora(lora);
-    this.summarise();
+    this.hires.checked = (given.hires_scale ?? 1) > 1;
+    if (!this.hires.checked) this.touched.delete("hires_scale");
+    if (seed) this.set("seed", job.seed ?? given.seed);
+    this.loras.fill((given.loras ?? []).filter((lora) => lora.id && lora.id !== model));
+    if (job.image) {
+      this.source.show({ reference: { upload_id: job.image.id }, ...job.image });
+      if (job.mask_image) await this.source.mask.load(job.mask_image.url, job.mask_image.id);
+    }
+    this.modelChanged();
+  }
+
+  reusePrompt(job) {
+    this.set("prompt", job.prompt ?? "");
+    this.set("negative_prompt", job.negative_prompt ?? "");
+  }
+
+  /** Fill in what a file or a pasted text says. @returns {string} what could not be filled in */
+  async fill(recalled) {
+    const { values, model, loras, missing } = recalled;
+    if (model) await this.picker.choose(model.id);
+    for (const [name, value] of Object.entries(values)) this.set(name, value);
+    this.hires.checked = (values.hires_scale ?? 1) > 1;
+    this.loras.fill(loras.map((lora) => ({ id: lora.model, weight: lora.weight })));
+    this.modelChanged();
+    return missing.map((entry) => entry.name).join(", ");
   }
 
   // --- what stays between visits --------------------------------------------------------------
   keep() {
     const values = {};
-    for (const name of this.touched) if (this.fields[name]) values[name] = this.fields[name].value;
+    for (const name of this.touched) if (this.fields[name] && name !== "model") values[name] = this.fields[name].value;
     values.prompt = this.fields.prompt.value;
-    sessionStorage.setItem(KEPT, JSON.stringify(values));
+    sessionStorage.setItem(KEPT, JSON.stringify({ values, mode: this.mode, hires: this.hires.checked }));
   }
 
   recall() {
-    const values = JSON.parse(sessionStorage.getItem(KEPT) ?? "{}");
+    const { values = {}, mode, hires = false } = JSON.parse(sessionStorage.getItem(KEPT) ?? "{}");
     for (const [name, value] of Object.entries(values)) {
       if (!this.fields[name]) continue;
       this.fields[name].value = value;
       if (name !== "prompt") this.touched.add(name);
     }
+    this.hires.checked = hires;
+    if (mode) this.mode = mode;
   }
 }

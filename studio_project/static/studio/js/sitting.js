@@ -55,7 +55,7 @@ export class Sitting {
       h(
         "div",
         { class: "section-head" },
-        h("span", { class: "clip", title: job.prompt }, job.prompt || gettext("(no prompt)")),
+        h("span", { class: "clip", title: job.prompt ?? "" }, job.prompt || (job.mode === "image-to-video" ? gettext("Clip") : gettext("(no prompt)"))),
         h(
           "span",
           { class: "row" },
@@ -169,7 +169,7 @@ export class Sitting {
   }
 
   async clicked(event) {
-    const tile = event.target.closest("[data-image]");
+    const tile = event.target.closest(".tile[data-image]");
     if (tile) {
       const job = this.jobs.get(tile.dataset.of);
       this.onChoose(job, job.images.find((image) => String(image.id) === tile.dataset.image));
@@ -187,7 +187,7 @@ export class Sitting {
 
   key(event) {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    const tile = event.target.closest("[data-image]");
+    const tile = event.target.closest(".tile[data-image]");
     if (!step || !tile) return;
     event.preventDefault();
     const tiles = [...this.list.querySelectorAll("[data-image]")];

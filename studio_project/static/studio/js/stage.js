@@ -8,10 +8,8 @@ import { toastProblem } from "./toast.js";
 import { FINAL, stateWords } from "./words.js";
 
 export class Stage {
-  constructor({ form, schedulers, onDeleted }) {
-    this.form = form;
-    this.schedulers = schedulers;
-    this.onDeleted = onDeleted;
+  constructor({ form, schedulers, onDeleted, onSubmitted }) {
+    Object.assign(this, { form, schedulers, onDeleted, onSubmitted });
     this.place = document.getElementById("stage");
     this.line = document.getElementById("stage-line");
     this.panel = document.getElementById("parameters");
@@ -20,6 +18,9 @@ export class Stage {
     this.image = null;
     this.following = null;
     document.getElementById("reuse").addEventListener("click", () => this.form.reuse(this.whole()));
+    document.getElementById("reuse-prompt").addEventListener("click", () => this.form.reusePrompt(this.whole()));
+    document.getElementById("make-again").addEventListener("click", (event) => this.again(event.currentTarget));
+    for (const button of this.panel.querySelectorAll("[data-start]")) button.addEventListener("click", () => this.startFrom(button.dataset.start));
     document.getElementById("reuse-seed").addEventListener("click", () => this.form.set("seed", this.image.seed));
     document.getElementById("delete-image").addEventListener("click", () => this.remove());
   }
@@ -40,7 +41,7 @@ export class Stage {
     for (const tile of document.querySelectorAll(".sitting .tile[data-image]")) {
       tile.setAttribute("aria-current", String(Boolean(image) && tile.dataset.image === String(image.id)));
     }
-    if (image) this.paint(image.url, job.prompt, image);
+    if (image) this.paint(image.url, image.prompt, image);
     else if (!this.place.querySelector("img.forming")) this.place.replaceChildren(this.empty);
     this.say();
     this.facts();
@@ -79,8 +80,14 @@ export class Stage {
   }
 
   paint(address, prompt, image) {
-    const old = this.place.querySelector("img");
+    const old = this.place.querySelector("img, video");
     if (old && old.getAttribute("src") === address) return;
+    if (image.media_type.startsWith("video/")) {
+      this.place.replaceChildren(
+        h("video", { src: address, poster: image.thumbnail_url, width: image.width, height: image.height, controls: true, loop: true, muted: true, autoplay: true, playsInline: true, "aria-label": gettext("Clip") }),
+      );
+      return;
+    }
     const picture = h("img", { src: address, alt: prompt ?? "", width: image.width, height: image.height });
     const put = () => this.place.replaceChildren(picture);
     if (picture.complete || !old) put();
@@ -98,7 +105,7 @@ export class Stage {
 
   whole() {
     const { job, image } = this;
-    return { ...job, parameters: undefined, model: job.model, seed: image.seed };
+    return { ...job, prompt: image.prompt, seed: image.seed };
   }
 
   facts() {
@@ -106,14 +113,18 @@ export class Stage {
     this.panel.hidden = !image;
     document.getElementById("parameters-none").hidden = Boolean(image);
     if (!image) return;
-    document.getElementById("parameters-prompt").textContent = job.prompt;
+    document.getElementById("parameters-prompt").textContent = image.prompt;
     const rows = [
       [gettext("Model"), job.model.title || job.model.name],
       [gettext("Seed"), String(image.seed)],
       [gettext("Size"), `${image.width} × ${image.height}`],
       [gettext("Steps"), number(job.num_inference_steps)],
-      [gettext("Guidance"), number(job.guidance_scale, 1)],
+      [gettext("Guidance"), job.guidance_scale === null ? "" : number(job.guidance_scale, 1)],
       [gettext("Sampler"), this.schedulers[job.scheduler] ?? job.scheduler],
+      [gettext("Strength"), job.strength === null ? "" : number(job.strength, 2)],
+      [gettext("Enlarged by"), job.hires_scale > 1 ? `${number(job.hires_scale, 2)} ×` : ""],
+      [gettext("Frames"), job.num_frames ? interpolate(gettext("%s at %s a second"), [job.num_frames, job.fps]) : ""],
+      [gettext("Motion"), job.motion_bucket_id],
       [gettext("Negative prompt"), job.negative_prompt],
       [gettext("LoRAs"), job.loras.map((lora) => `${lora.title || lora.name} × ${lora.weight}`).join(", ")],
     ];
@@ -121,6 +132,43 @@ export class Stage {
       ...rows.filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
     );
     document.getElementById("download").href = `${image.url}?download=1`;
+    const isVideo = image.media_type.startsWith("video/");
+    for (const id of ["start-from", "start-video"]) document.getElementById(id).hidden = isVideo;
+    this.compared(isVideo);
+  }
+
+  /** Show how far a picture that was made again is from the first one. */
+  compared(isVideo) {
+    const { job, image } = this;
+    const place = document.getElementById("remade");
+    place.hidden = !image.difference;
+    if (!image.difference) return;
+    const { max, mean, sizes } = image.difference;
+    let words;
+    if (sizes) words = interpolate(gettext("The sizes differ: %s."), [sizes.join(" → ")]);
+    else if (max === 0) words = gettext("Made again: every value of every pixel is the same.");
+    else words = interpolate(gettext("Made again: at most %s of 255 apart, %s on average."), [number(max), number(mean, 3)]);
+    document.getElementById("remade-words").textContent = words;
+    // Black where both are equal: the browser itself subtracts one from the other.
+    const shown = job.remake_of_id && !isVideo && !sizes;
+    const layers = shown ? [`/api/images/${job.remake_of_id}/file`, image.url].map((src) => h("img", { src, alt: "" })) : [];
+    document.getElementById("remade-picture").replaceChildren(...layers);
+  }
+
+  /** Make the chosen picture again, alone. */
+  async again(button) {
+    button.setAttribute("aria-busy", "true");
+    try {
+      this.onSubmitted(await api(`/api/images/${this.image.id}/make-again`, { method: "POST" }));
+    } catch (problem) {
+      toastProblem(problem);
+    }
+    button.removeAttribute("aria-busy");
+  }
+
+  startFrom(mode) {
+    const { id, url, width, height } = this.image;
+    this.form.startFrom(mode, { reference: { image_id: id }, url, width, height });
   }
 
   async remove() {

@@ -7,14 +7,21 @@ import { GenerateForm } from "./generate-form.js";
 import { on, watch } from "./live.js";
 import { Sitting } from "./sitting.js";
 import { Stage } from "./stage.js";
-import { toastProblem } from "./toast.js";
+import { toast, toastProblem } from "./toast.js";
 
 const EXPECT_MS = 400;
 const bench = document.getElementById("workbench");
 const form = new GenerateForm(document.getElementById("generate-form"), {
   defaults: JSON.parse(bench.dataset.defaults),
+  mode: bench.dataset.mode,
+  start: JSON.parse(bench.dataset.start),
 });
-const stage = new Stage({ form, schedulers: JSON.parse(bench.dataset.schedulers), onDeleted: (id) => sitting.forget(id) });
+const stage = new Stage({
+  form,
+  schedulers: JSON.parse(bench.dataset.schedulers),
+  onDeleted: (id) => sitting.forget(id),
+  onSubmitted: (job) => follow(job),
+});
 const sitting = new Sitting(document.getElementById("sitting"), {
   onChoose: (job, image) => stage.show(job, image),
   onChanged: (job) => stage.update(job),
@@ -34,8 +41,10 @@ async function showExpected() {
   const asked = expecting;
   let told;
   try {
-    // A request that would be refused is not asked about: that would only fill the console.
-    told = form.model && form.element.checkValidity() ? await api("/api/generate/estimate", { method: "POST", json: form.body() }) : null;
+    // A request that would be refused is not asked about: that would only fill the console. Nor is
+    // one that starts from a picture: it would be sent along for nothing.
+    const isAsked = form.model && form.mode === "text-to-image" && form.element.checkValidity();
+    told = isAsked ? await api("/api/generate/estimate", { method: "POST", json: await form.body() }) : null;
   } catch {
     told = null;
   }
@@ -49,15 +58,18 @@ function expectedWords(told) {
   return words.join(" · ");
 }
 
+function follow(job) {
+  sitting.add(job);
+  stage.follow(job);
+}
+
 async function submit(event) {
   event.preventDefault();
   clearProblems(form.element);
   const button = document.getElementById("generate");
   button.setAttribute("aria-busy", "true");
   try {
-    const job = await api("/api/generate/text-to-image", { method: "POST", json: form.body() });
-    sitting.add(job);
-    stage.follow(job);
+    follow(await api(`/api/generate/${form.mode}`, { method: "POST", json: await form.body() }));
     expectSoon();
   } catch (problem) {
     showProblems(form.element, problem);
@@ -66,17 +78,68 @@ async function submit(event) {
   }
 }
 
+/** One picture's values, and what its job started from. */
+async function wholeOf(id) {
+  const image = await api(`/api/images/${id}`);
+  const job = await api(`/api/generate/${image.job_id}`);
+  return { ...job, ...image.parameters, mode: job.mode, model: job.model, loras: job.loras, seed: image.seed, image: job.image, mask_image: job.mask_image };
+}
+
 async function openWith() {
   if (bench.dataset.image) {
     try {
-      await form.reuse(await api(`/api/images/${bench.dataset.image}`));
+      await form.reuse(await wholeOf(bench.dataset.image));
     } catch (problem) {
       toastProblem(problem);
     }
   }
   await sitting.restore(bench.dataset.job);
+  showExpected();
 }
 
+/** A pasted text of parameters fills the form; any other text is text. */
+async function pasted(event) {
+  const text = event.clipboardData?.getData("text/plain") ?? "";
+  if (!/\bSteps: \d+, /.test(text)) return;
+  event.preventDefault();
+  try {
+    const missing = await form.fill(await api("/api/generate/recall", { method: "POST", json: { text } }));
+    toast(missing ? interpolate(gettext("The form is filled in. Not here: %s."), [missing]) : gettext("The form is filled in."), { kind: missing ? "note" : "good" });
+  } catch (problem) {
+    toastProblem(problem);
+  }
+}
+
+/** A picture dropped anywhere on the page is what the next request starts from. */
+function wireDrop() {
+  const holdsFiles = (event) => event.dataTransfer?.types.includes("Files");
+  let depth = 0;
+  const leave = () => {
+    depth = 0;
+    bench.classList.remove("dragging");
+  };
+  document.addEventListener("dragenter", (event) => {
+    if (!holdsFiles(event)) return;
+    depth += 1;
+    bench.classList.add("dragging");
+  });
+  document.addEventListener("dragleave", (event) => {
+    if (holdsFiles(event) && (depth -= 1) <= 0) leave();
+  });
+  document.addEventListener("dragover", (event) => {
+    if (holdsFiles(event)) event.preventDefault();
+  });
+  document.addEventListener("drop", (event) => {
+    if (!holdsFiles(event)) return;
+    event.preventDefault();
+    leave();
+    if (form.mode === "text-to-image") form.choose("image-to-image");
+    form.source.take(event.dataTransfer.files[0]);
+  });
+}
+
+wireDrop();
+form.element.elements.prompt.addEventListener("paste", pasted);
 form.element.addEventListener("submit", submit);
 form.element.addEventListener("input", expectSoon);
 form.element.addEventListener("change", expectSoon);

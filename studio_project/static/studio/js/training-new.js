@@ -2,18 +2,23 @@
 
 import { api } from "./api.js";
 import { clearProblems, showProblems } from "./api-form.js";
+import { bytes, duration } from "./format.js";
 import "./model-picker.js";
 
 const REVIEW_MS = 250;
+// How long the form rests before a worker is asked to measure, and between two looks at the answer.
+const COST_MS = 1500;
 const OUTSIDE = new Set(["dataset_id", "base_model_id", "type", "title", "then"]);
 
 const form = document.getElementById("training-form");
 const review = document.getElementById("review");
 const picker = form.querySelector("model-picker");
 let timer = 0;
+let costTimer = 0;
 
 function askReview() {
   clearTimeout(timer);
+  clearTimeout(costTimer);
   timer = setTimeout(() => htmx.trigger(review, "review"), REVIEW_MS);
 }
 
@@ -77,6 +82,25 @@ function bodyOf() {
   };
 }
 
+/** Ask what the training costs; a worker that is free measures it meanwhile. */
+async function askCost() {
+  let cost;
+  const asked = bodyOf();
+  try {
+    const { dataset_id, base_model_id, type, config } = asked;
+    cost = await api("/api/training/estimate", { method: "POST", json: { dataset_id, base_model_id, type, config } });
+  } catch {
+    return;
+  }
+  const [time, memory] = [document.getElementById("cost-time"), document.getElementById("cost-memory")];
+  if (!time || JSON.stringify(asked) !== JSON.stringify(bodyOf())) return;
+  if (!cost.fits) time.textContent = gettext("does not fit the device’s memory");
+  else if (cost.seconds) time.textContent = interpolate(gettext("about %s"), [duration(cost.seconds)]);
+  else if (cost.measuring) time.textContent = gettext("being measured…");
+  if (cost.peak_memory_bytes) memory.textContent = bytes(cost.peak_memory_bytes);
+  if (cost.measuring && !document.hidden) costTimer = setTimeout(askCost, COST_MS);
+}
+
 async function submit(event) {
   event.preventDefault();
   clearProblems(form);
@@ -127,6 +151,9 @@ form.addEventListener("change", (event) => {
   }
 });
 document.addEventListener("htmx:afterSwap", (event) => {
-  if (event.target === review) showDefaults();
+  if (event.target !== review) return;
+  showDefaults();
+  clearTimeout(costTimer);
+  if (review.querySelector("[data-known]:not([data-known=measured])")) costTimer = setTimeout(askCost, COST_MS);
 });
 askReview();
