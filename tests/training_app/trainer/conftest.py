@@ -25,6 +25,8 @@ from training_app.trainer.training import Training
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30)}
 NAMES = list(COLOURS)
+#: One sample picture instead of three, for runs whose samples nobody looks at.
+ONE_SAMPLE = {"sample_prompts": ["zorp"], "control_prompt": ""}
 
 
 class Recorder:

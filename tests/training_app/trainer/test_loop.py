@@ -14,7 +14,13 @@ from safetensors.torch import load
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import training_app.trainer.reporting as reporting
-from tests.training_app.trainer.conftest import Finished, Recorder, make_training, request_for
+from tests.training_app.trainer.conftest import (
+    ONE_SAMPLE,
+    Finished,
+    Recorder,
+    make_training,
+    request_for,
+)
 from training_app.trainer.config import TrainingConfig, resolve_config
 from training_app.trainer.learner import compute_dtype
 from training_app.trainer.learning_rate import learning_rate_factor
@@ -84,7 +90,7 @@ def unbroken(
 def test_every_kind_of_run_resumes_bit_for_bit(
     train: Train, tmp_path: Path, config: dict[str, Any]
 ) -> None:
-    config = config | {"max_train_steps": 6, "sample_prompts": ["zorp"], "control_prompt": ""}
+    config = config | ONE_SAMPLE | {"max_train_steps": 6}
     unbroken = train(config, output_folder=str(tmp_path / "unbroken"))
     first = train(config, Recorder(4, "pause"))
     second = train(config, resume_folder=str(tmp_path / "output" / "checkpoints"))

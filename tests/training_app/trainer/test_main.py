@@ -83,6 +83,14 @@ def test_a_child_trains_and_keeps_its_line_clean(start: Start, make_request: Mak
     assert "torchvision" not in log
 
 
+def test_a_child_measures_a_training(start: Start, make_request: MakeRequest) -> None:
+    child = start(make_request() | {"dry_run": True})
+    done = child.read_until("done", "error")
+    assert done["type"] == "done"
+    assert done["metrics"]["seconds_per_step"] > 0
+    assert child.close()[0] == 0
+
+
 def test_a_child_stops_when_told(start: Start, make_request: MakeRequest) -> None:
     child = start(make_request({"max_train_steps": 5000}))
     child.read_until("step")

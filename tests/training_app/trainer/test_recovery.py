@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from studio_project.child_protocol import ChildError
-from tests.training_app.trainer.conftest import Finished, Recorder
+from tests.training_app.trainer.conftest import ONE_SAMPLE, Finished, Recorder
 from training_app.trainer.config import TrainingConfig, resolve_config
 from training_app.trainer.recovery import Adjustments, adjust, is_out_of_memory
 from training_app.trainer.training import StepResult, Training
@@ -102,7 +102,9 @@ def test_a_poisoned_step_goes_back_to_the_checkpoint_with_half_the_rate(
             _poison(training)
 
     begun = inject(fault)
-    recorder = train({"lr_scheduler": "constant", "lr_warmup_steps": 0, "learning_rate": 1e-3})
+    recorder = train(
+        ONE_SAMPLE | {"lr_scheduler": "constant", "lr_warmup_steps": 0, "learning_rate": 1e-3}
+    )
     assert recorder.last["type"] == "done"
     (note,) = recorder.of("note")
     assert note["code"] == "rolled_back"
@@ -125,7 +127,7 @@ def test_a_fault_before_the_first_checkpoint_begins_anew(
             _poison(training)
 
     begun = inject(fault)
-    recorder = train({"max_train_steps": 30})
+    recorder = train(ONE_SAMPLE | {"max_train_steps": 30})
     assert recorder.of("note")[0]["params"]["step"] == 0
     assert begun == [0, 1, *range(30)]
 
@@ -136,7 +138,7 @@ def test_faults_that_do_not_end_fail_the_run_after_two_rollbacks(
     inject(lambda training: _poison(training) if training.step == 7 else None)
     recorder = Recorder()
     with pytest.raises(ChildError) as error:
-        train(recorder=recorder)
+        train(ONE_SAMPLE, recorder)
     assert (error.value.code, error.value.params) == ("non_finite_loss", {"step": 8})
     notes = recorder.of("note")
     assert [note["code"] for note in notes] == ["rolled_back"] * 2
@@ -153,7 +155,7 @@ def test_memory_that_runs_out_once_is_told_and_every_picture_is_seen_as_often(
             raise torch.OutOfMemoryError("full")
 
     begun = inject(fault)
-    recorder = train()
+    recorder = train(ONE_SAMPLE)
     (note,) = recorder.of("note")
     assert note["code"] == "micro_batch_halved"
     assert note["params"] == {
@@ -177,7 +179,7 @@ def test_memory_that_never_suffices_is_named(
     begun = inject(fault)
     recorder = Recorder()
     with pytest.raises(ChildError) as error:
-        train(recorder=recorder)
+        train(ONE_SAMPLE, recorder)
     assert error.value.code == "out_of_memory"
     assert begun == [0, 0]
     assert [note["code"] for note in recorder.of("note")] == ["micro_batch_halved"]
@@ -193,7 +195,7 @@ def test_a_resumed_run_knows_what_faults_have_changed(
             _poison(training)
 
     inject(fault)
-    unbroken = train(output_folder=str(tmp_path / "unbroken"))
+    unbroken = train(ONE_SAMPLE, output_folder=str(tmp_path / "unbroken"))
     assert [n["code"] for n in unbroken.of("note")] == ["micro_batch_halved", "rolled_back"]
 
     # Broken off right after the rollback.
@@ -202,9 +204,9 @@ def test_a_resumed_run_knows_what_faults_have_changed(
             codes = [note["code"] for note in self.of("note")]
             return "cancel" if "rolled_back" in codes else None
 
-    broken = train(recorder=Late())
+    broken = train(ONE_SAMPLE, Late())
     assert broken.last["type"] == "stopped"
-    resumed = train(resume_folder=str(tmp_path / "output" / "checkpoints"))
+    resumed = train(ONE_SAMPLE, resume_folder=str(tmp_path / "output" / "checkpoints"))
     assert [note["code"] for note in resumed.of("note")] == ["resumed"]
     assert resumed.of("note")[0]["params"] == {"step": 6}
     first, second = _weights(unbroken), _weights(resumed)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import training_app.trainer.loop as loop
-from tests.training_app.trainer.conftest import Recorder, make_training
+from tests.training_app.trainer.conftest import ONE_SAMPLE, Recorder, make_training
 from training_app.trainer.checkpoint import BEST
 from training_app.trainer.config import resolve_config
 from training_app.trainer.dataset import choose_held_out
@@ -19,7 +19,7 @@ from training_app.trainer.validation import held_out_loss
 
 Train = Callable[..., Recorder]
 MakeRequest = Callable[..., dict[str, Any]]
-HELD_OUT = {"validation_images": 2}
+HELD_OUT = ONE_SAMPLE | {"validation_images": 2}
 
 
 def test_held_out_pictures_are_chosen_by_the_seed() -> None:
@@ -61,14 +61,14 @@ def test_the_held_out_loss_depends_on_the_weights_alone(make_request: MakeReques
 
 
 def test_without_held_out_pictures_there_is_no_such_loss(train: Train) -> None:
-    recorder = train({"max_train_steps": 2})
+    recorder = train(ONE_SAMPLE | {"max_train_steps": 2})
     assert not recorder.of("validation")
     assert recorder.of("checkpoint")[-1]["held_out_loss"] is None
 
 
 def test_it_is_told_with_every_checkpoint_and_falls(train: Train) -> None:
     config = HELD_OUT | {"max_train_steps": 80, "checkpoint_every_steps": 40, "snr_gamma": 0}
-    recorder = train(config | {"learning_rate": 5e-3, "rank": 16, "sample_prompts": ["zorp"]})
+    recorder = train(config | {"learning_rate": 5e-3, "rank": 16})
     validations = recorder.of("validation")
     assert [message["step"] for message in validations] == [40, 80]
     assert [message["held_out_loss"] for message in recorder.of("checkpoint")] == [
