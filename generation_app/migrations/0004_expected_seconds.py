@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('generation_app', '0004_checkpoint_choice'),
+        ('generation_app', '0003_checkpoint_choice'),
     ]
 
     operations = [

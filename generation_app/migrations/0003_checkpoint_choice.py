@@ -8,7 +8,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('generation_app', '0003_modes_and_inputs'),
+        ('generation_app', '0002_initial'),
         ('models_app', '0002_initial'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
