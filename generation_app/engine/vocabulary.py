@@ -69,7 +69,7 @@ FIELD_ALIASES: dict[str, str] = {
     "mask": "mask_image",
     "source_mask": "mask_image",
     "hr_scale": "hires_scale",
-    "hr_second_pass_steps": "hires_steps",
+    "hr_second_pass_steps": "hires_steps",  # nosec B105 (a "pass", not a password)
     "hr_upscaler": "hires_upscaler",
     "frames": "num_frames",
     "video_frames": "num_frames",
