@@ -121,7 +121,9 @@ def test_a_child_that_dies_is_resumed_to_the_same_weights(
     config: dict[str, Any],
 ) -> None:
     def request(**changes: Any) -> dict[str, Any]:
-        return make_request(config | {"max_train_steps": 60}, method=method, **changes)
+        return make_request(
+            config | {"max_train_steps": 40, "checkpoint_every_steps": 20}, method=method, **changes
+        )
 
     unbroken = start(request(output_folder=str(tmp_path / "unbroken")))
     expected = _weights(unbroken.read_until("done", "error"))
