@@ -106,7 +106,7 @@ def test_with_250_models_the_last_one_is_found_by_typing(page: Page, site: Site)
         "shell",
         "-c",
         "from models_app.models import DiffusionModel as M\n"
-        "base = M.objects.filter(type='base_model', availability='ready').first()\n"
+        "base = M.objects.live().get(type='base_model', category='image', availability='ready')\n"
         "for n in range(250): M.objects.create(name=f'many-{n:03}', title=f'Heron {n:03}', "
         "type='lora', category='image', architecture='sd1', path=f'models/many/{n}', "
         "visibility='shared', base_model=base, availability='ready')",
