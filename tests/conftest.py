@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from django.core.cache import cache
 from django.test import Client
@@ -14,6 +15,10 @@ from rest_framework.test import APIClient
 
 from studio_project import events
 from studio_project.models import User
+
+# Nothing is random without a seed: the same examples in every run, however slow the machine is.
+hypothesis.settings.register_profile("studio", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("studio")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
