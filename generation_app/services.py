@@ -34,6 +34,7 @@ from generation_app.models import GeneratedImage, GenerationJob
 from generation_app.wording import TooManyVariations, take_loras, variations
 from models_app.models import DiffusionModel
 from models_app.services import resolve_model
+from models_app.withdrawal import fail_waiting
 from studio_project import events, jobs, storage
 from studio_project.api import Problem
 from studio_project.jobs.workers import live_workers
@@ -380,15 +381,4 @@ def model_changed(model: DiffusionModel, what: str) -> None:
         .select_related("owner")
         .distinct()
     )
-    for job in waiting:
-        if DiffusionModel.objects.usable_by(job.owner).filter(pk=model.pk).exists():
-            continue
-        try:
-            job.move(
-                Status.FAILED,
-                from_=[Status.QUEUED],
-                error_code="model_unavailable",
-                error_params={"model": model.shown_title},
-            )
-        except jobs.InvalidTransition:
-            continue  # claimed or canceled meanwhile
+    fail_waiting(waiting, model)

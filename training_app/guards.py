@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from models_app.models import DiffusionModel
-from studio_project import jobs
+from models_app.withdrawal import fail_waiting
 from training_app.models import TrainingJob
 
 Status = TrainingJob.Status
@@ -28,20 +28,4 @@ def model_changed(model: DiffusionModel, what: str) -> None:
     waiting = TrainingJob.objects.filter(
         base_model=model, status=Status.QUEUED, started_at=None
     ).select_related("owner")
-    _fail_unavailable(waiting, model)
-
-
-def _fail_unavailable(waiting: Iterable[TrainingJob], model: DiffusionModel) -> None:
-    """Fail each queued job whose owner cannot use the model."""
-    for job in waiting:
-        if DiffusionModel.objects.usable_by(job.owner).filter(pk=model.pk).exists():
-            continue
-        try:
-            job.move(
-                Status.FAILED,
-                from_=[Status.QUEUED],
-                error_code="model_unavailable",
-                error_params={"model": model.name},
-            )
-        except jobs.InvalidTransition:
-            continue  # claimed or canceled meanwhile
+    fail_waiting(waiting, model)
