@@ -12,6 +12,7 @@ $(VENV)/.ready: requirements.txt | prerequisites
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements.txt
+	$(BIN)/pip check --quiet
 	touch $@
 
 prerequisites:
