@@ -31,9 +31,10 @@ run: setup
 demo: setup
 	$(BIN)/python manage.py demo_workflow
 
-# Two cores are shared by file: what needs real processes waits on them more than it computes.
+# Unit tests are dealt out one by one, so that neither core waits for the last file; what needs real
+# processes is dealt out by file, whose tests share a site.
 test: setup browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not e2e" -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not e2e" -n auto --maxprocesses 4 --dist worksteal
 	$(BIN)/python -m pytest -m e2e -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup

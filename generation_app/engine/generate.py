@@ -33,6 +33,7 @@ from generation_app.engine.request import (
     TextToImageRequest,
 )
 from generation_app.engine.schedulers import build_scheduler
+from generation_app.engine.word_memory import remembered_words
 from generation_app.engine.work import Line, Stopwatch, Work
 
 _CPU = torch.device("cpu")
@@ -66,10 +67,11 @@ class Pictures(Work):
         start_of = self._first_start()
         self._total_steps = len(order.seeds) * self._count_steps()
         made = []
-        for index, (seed, prompt) in enumerate(zip(order.seeds, order.prompts, strict=True)):
-            self._index = index
-            latents = self._paint(seed, prompt, start_of)
-            made.append(self._finish(seed, latents))
+        with remembered_words(self._warm.pipe.unet):
+            for index, (seed, prompt) in enumerate(zip(order.seeds, order.prompts, strict=True)):
+                self._index = index
+                latents = self._paint(seed, prompt, start_of)
+                made.append(self._finish(seed, latents))
         return made
 
     def notes(self) -> list[dict[str, Any]]:

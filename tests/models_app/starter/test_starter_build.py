@@ -33,15 +33,22 @@ def _tiny(work_dir: Path, *more: str) -> list[str]:
     return ["--work-dir", str(work_dir), *output, *sizes.split(), *more]
 
 
-def test_build_runs_from_drawing_to_the_model_card(tmp_path: Path) -> None:
-    assert build.main(_tiny(tmp_path)) == 0
-    facts = read_facts(tmp_path / "weights")
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, _one_thread: None) -> Path:
+    """The folder of a whole build."""
+    folder = tmp_path_factory.mktemp("built")
+    assert build.main(_tiny(folder)) == 0
+    return folder
+
+
+def test_build_runs_from_drawing_to_the_model_card(built: Path) -> None:
+    facts = read_facts(built / "weights")
     assert facts["vae"]["steps"] == facts["unet"]["steps"] == 2
     assert set(facts["scores"]) >= {"colour", "background", "shape", "seconds_per_picture"}
-    assert "2 held-out prompts" in (tmp_path / "weights" / "README.md").read_text()
-    with Image.open(tmp_path / "weights" / "thumbnail.webp") as picture:
+    assert "2 held-out prompts" in (built / "weights" / "README.md").read_text()
+    with Image.open(built / "weights" / "thumbnail.webp") as picture:
         assert picture.size == (256, 192)
-    assert not list(tmp_path.glob(".weights*"))
+    assert not list(built.glob(".weights*"))
 
 
 def test_poor_autoencoder_stops_the_build_before_the_unet(
@@ -131,25 +138,24 @@ def test_views_hold_the_same_pixels() -> None:
 
 
 def test_model_that_is_too_large_is_not_exported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build.main(_tiny(tmp_path, "--stage", "unet"))
-    before = read_facts(tmp_path / "weights")
+    before = read_facts(built / "weights")
     monkeypatch.setattr(export, "MAXIMUM_BYTES", 1000)
     from models_app.starter.score import load_pipeline
 
-    pipeline = load_pipeline(tmp_path / "weights")
+    pipeline = load_pipeline(built / "weights")
     with pytest.raises(ValueError, match="more than 1000"):
         export_pipeline(
-            tmp_path / "weights",
+            built / "weights",
             vae=pipeline.vae,
             text_encoder=pipeline.text_encoder,
             unet=pipeline.unet,
             tokenizer=pipeline.tokenizer,
             facts=before,
         )
-    assert read_facts(tmp_path / "weights") == before
-    assert not list(tmp_path.glob(".weights*"))
+    assert read_facts(built / "weights") == before
+    assert not list(built.glob(".weights*"))
 
 
 def test_build_that_was_killed_ends_with_the_same_networks(
