@@ -273,6 +273,8 @@ def _child_environment(extra: Mapping[str, str], child_id: str) -> dict[str, str
     return {
         **kept,
         "PYTHONUNBUFFERED": "1",
+        # Devices are called as the list of this machine's devices calls them.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         # Nothing is fetched behind anybody's back.
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",

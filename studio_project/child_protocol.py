@@ -68,8 +68,9 @@ def is_speaker() -> bool:
 class Channel:
     """The line to the worker: messages out, commands in, and the wish to stop.
 
-    Only rank 0 speaks and listens; on every other rank ``send`` does nothing and ``commands``
-    is empty. All methods may be called from any thread.
+    Only rank 0 speaks and listens. On every other rank ``send`` does nothing, the one command is
+    an empty ``run``, whose request rank 0 has, and no stop is heard but through rank 0. All
+    methods may be called from any thread.
     """
 
     def __init__(self) -> None:
@@ -89,19 +90,20 @@ class Channel:
         """
         die_with_parent()
         sys.stdout.flush()
-        self._out_fd = os.dup(1)
+        if self._speaks:
+            self._out_fd, self._in_fd = os.dup(1), os.dup(0)
         os.dup2(2, 1)
-        self._in_fd = os.dup(0)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._on_term)
+            signal.signal(signal.SIGTERM, self._on_term if self._speaks else signal.SIG_IGN)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=self._watch_parent, name="parent-watch", daemon=True).start()
         if self._speaks:
             threading.Thread(target=self._listen, name="commands", daemon=True).start()
         else:
+            self._commands.put({"cmd": "run"})
             self._commands.put(None)
         return self
 

@@ -22,9 +22,20 @@ CPU_NICE = 10
 JobT = TypeVar("JobT")
 
 
+def devices_of(name: str) -> list[str]:
+    """The devices of a group, whose name joins theirs by ``+``; a single one is a group of one."""
+    return name.split("+")
+
+
 @dataclass(frozen=True)
 class DeviceShare:
-    """What one kind of job may use of the worker's machine."""
+    """What one kind of job may use of the worker's machine.
+
+    Attributes:
+        device: ``cpu``, ``mps``, ``cuda:0``; of several devices all names, joined by ``+``.
+        threads: CPU threads of each of the job's processes, of which each device has one.
+        nice: How much they give way to others.
+    """
 
     device: str
     threads: int
@@ -32,11 +43,14 @@ class DeviceShare:
 
 
 class Device:
-    """The one device of this process, and who uses how much of it.
+    """The one device of this process, or the group of them, and who uses how much of it.
+
+    What a job needs it needs on each device that it uses, and every job uses the first one; so one
+    account serves a whole group.
 
     Args:
-        name: ``cpu``, ``mps`` or ``cuda:0``.
-        memory_bytes: Its memory; 0 if unknown, and then nothing is ever refused for room.
+        name: ``cpu``, ``mps``, ``cuda:0``, or a group such as ``cuda:0+cuda:1``.
+        memory_bytes: The memory of each; 0 if unknown, and then nothing is ever refused for room.
     """
 
     def __init__(self, name: str = "cpu", memory_bytes: int = 0) -> None:
@@ -51,18 +65,23 @@ class Device:
     @property
     def is_cpu(self) -> bool:
         """Whether kinds share by time slices of the system and not by memory."""
-        return self.name == "cpu"
+        return devices_of(self.name)[0] == "cpu"
 
-    def share(self, kind: str) -> DeviceShare:
-        """The threads for one kind of job.
+    def share(self, kind: str, num_devices: int = 1) -> DeviceShare:
+        """The devices and the threads for one kind of job.
 
-        They do not depend on what else runs: a training that is resumed must compute with as many
-        threads as before, or its numbers differ.
+        The threads do not depend on what else runs: a training that is resumed must compute with
+        as many as before, or its numbers differ.
+
+        Args:
+            kind: The kind of job.
+            num_devices: How many devices it uses at once; the first ones of a group.
         """
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         half = (cores or 1) // 2
         threads = (cores or 1) - half if kind == "training" else half
-        return DeviceShare(self.name, max(1, threads), CPU_NICE if self.is_cpu else 0)
+        name = "+".join(devices_of(self.name)[:num_devices])
+        return DeviceShare(name, max(1, threads // num_devices), CPU_NICE if self.is_cpu else 0)
 
     def on_release(self, kind: str, releaser: Callable[[], None]) -> None:
         """Says how to drop what a kind keeps on the device between its jobs."""

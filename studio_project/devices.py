@@ -21,7 +21,7 @@ LIST_SECONDS = 120
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """One device: how torch calls it, how people do, and its memory."""
+    """One device, or a group: how torch calls it, how people do, and the memory of each."""
 
     device: str
     name: str
@@ -99,28 +99,45 @@ def chosen_devices(wanted: str) -> list[DeviceInfo]:
     """The devices that ``STUDIO_DEVICES`` names.
 
     Args:
-        wanted: ``auto``, ``none``, or names separated by commas: ``cpu``, ``mps``, ``cuda:0``.
+        wanted: ``auto``, ``none``, or names separated by commas: ``cpu``, ``mps``, ``cuda:0``. One
+            worker gets several devices as a group: ``cuda:0+cuda:1``.
 
     Raises:
-        DeviceError: One of them does not exist here.
+        DeviceError: One of them does not exist here, or is to belong to two workers.
     """
     names = [name.strip() for name in wanted.split(",") if name.strip()]
     if names in ([], ["none"]):
         return []
-    if names == ["cpu"]:
-        return [cpu()]
+    groups = [[name.strip() for name in group.split("+")] for group in names]
+    if all(name == "cpu" for group in groups for name in group):
+        return [_group([cpu()] * len(group)) for group in groups]
     found = list_devices()
     if names == ["auto"]:
         return found
     known = {info.device: info for info in [*found, cpu()]}
-    if "cuda" in names and "cuda:0" in known:
-        names[names.index("cuda")] = "cuda:0"
-    unknown = [name for name in names if name not in known]
+    if "cuda:0" in known:
+        groups = [["cuda:0" if name == "cuda" else name for name in group] for group in groups]
+    flat = [name for group in groups for name in group]
+    unknown = [name for name in flat if name not in known]
     if unknown:
         raise DeviceError(
             f"no device {', '.join(unknown)} on this machine; it has {', '.join(sorted(known))}"
         )
-    return [known[name] for name in names]
+    twice = sorted({name for name in flat if name != "cpu" and flat.count(name) > 1})
+    if twice:
+        raise DeviceError(f"{', '.join(twice)} is named twice; a device has one worker")
+    return [_group([known[name] for name in group]) for group in groups]
+
+
+def _group(members: list[DeviceInfo]) -> DeviceInfo:
+    """The devices of one worker as one; what needs memory needs it on each."""
+    names = list(dict.fromkeys(info.name for info in members))
+    kinds = names[0] if len(members) == 1 else f"{len(members)} × {' + '.join(names)}"
+    return DeviceInfo(
+        "+".join(info.device for info in members),
+        kinds[:200],
+        min(info.memory_bytes for info in members),
+    )
 
 
 if __name__ == "__main__":

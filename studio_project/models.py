@@ -19,6 +19,8 @@ from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from studio_project.device_share import devices_of
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -158,7 +160,10 @@ class Invitation(models.Model):
 
 
 class Worker(models.Model):
-    """One worker process: the owner of one device, seen by its heartbeat."""
+    """One worker process: the owner of a device or a group of them, seen by its heartbeat.
+
+    ``memory_bytes`` is that of each device; of a group's, that of the smallest.
+    """
 
     class State(models.TextChoices):
         """What the worker is doing, as it last said itself."""
@@ -172,7 +177,7 @@ class Worker(models.Model):
     name = models.CharField(max_length=200, unique=True)
     host = models.CharField(max_length=200)
     pid = models.PositiveIntegerField()
-    device = models.CharField(max_length=20)
+    device = models.CharField(max_length=200)
     device_name = models.CharField(max_length=200, blank=True)
     memory_bytes = models.PositiveBigIntegerField(default=0)
     queues = models.JSONField(default=list)
@@ -190,6 +195,16 @@ class Worker(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def num_devices(self) -> int:
+        """How many devices it owns."""
+        return len(devices_of(self.device))
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether it computes on the processor."""
+        return devices_of(self.device)[0] == "cpu"
 
 
 class IdempotencyKey(models.Model):

@@ -46,7 +46,7 @@ class Waiting:
             return ""
         reasons = Job.WaitingReason
         name, able = job.queue_name, self.workers(type(job))
-        if any(can_hold(worker, job.required_bytes) for worker in able):
+        if any(can_hold(worker, job.required_bytes, job.required_devices) for worker in able):
             busy = job.waiting_reason == reasons.DEVICE_BUSY
             return str(reasons.DEVICE_BUSY if busy else reasons.BEHIND_JOBS)
         refusing = any(name in worker.queues for worker in self._seen())

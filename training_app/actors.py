@@ -20,7 +20,6 @@ from models_app.folders import INDEX_NAME
 from models_app.models import DiffusionModel
 from studio_project import storage
 from studio_project.api import Problem
-from studio_project.child_process import Child
 from studio_project.device_share import DeviceShare
 from studio_project.jobs import ERRORS
 from studio_project.supervision import (
@@ -31,13 +30,13 @@ from studio_project.supervision import (
     supervise,
 )
 from training_app import estimates, files, measuring, workplace
+from training_app.launching import start_trainer
 from training_app.models import TrainingJob, TrainingMeasurement
 from training_app.recording import Recorder
 from training_app.registration import register_model
 
 logger = logging.getLogger(__name__)
 
-TRAINER = measuring.TRAINER
 # A run of fewer steps says little about what a step costs.
 FEWEST_STEPS = 10
 Status = TrainingJob.Status
@@ -103,12 +102,15 @@ def run_training(job: TrainingJob) -> None:
 
 
 def _train(job: TrainingJob, request: dict[str, Any], recorder: Recorder) -> Outcome:
-    share = current_device().share(TrainingJob.queue_name)
-    child = Child(TRAINER, nice=share.nice)
+    child = start_trainer(_share(job))
     try:
         return supervise(job, child, request, on_message=recorder)
     finally:
         child.stop()
+
+
+def _share(job: TrainingJob) -> DeviceShare:
+    return current_device().share(TrainingJob.queue_name, job.required_devices)
 
 
 # --- before ---------------------------------------------------------------------------------------
@@ -124,7 +126,7 @@ def _prepare(job: TrainingJob, folder: Path, recorder: Recorder) -> dict[str, An
         raise RefusedError("checkpoint_gone")
     images = _local_images(job)
     recorder.note("started" if job.epoch == 1 else "restarted", worker=current_worker().name)
-    share: DeviceShare = current_device().share(TrainingJob.queue_name)
+    share = _share(job)
     manifest = job.manifest
     return {
         "job_id": str(job.pk),

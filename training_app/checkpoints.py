@@ -115,6 +115,7 @@ def extend_training(user: User, job: TrainingJob, additional_steps: int) -> Trai
             total_steps=steps,
             progress=state.step / steps,
             required_bytes=job.required_bytes,
+            required_devices=job.required_devices,
         )
         longer.move(Status.QUEUED, from_=[Status.PENDING])
     return longer

@@ -28,7 +28,7 @@ from training_app.models import TrainingJob, TrainingMeasurement
 COST_FIELDS = (
     "tune", "rank", "targets", "use_dora", "train_text_encoder", "use_ema", "optimizer", "loss",
     "gradient_checkpointing", "mixed_precision", "resolution", "train_batch_size",
-    "gradient_accumulation_steps",
+    "gradient_accumulation_steps", "num_devices",
 )  # fmt: skip
 FORGOTTEN_AFTER = timedelta(minutes=10)
 

@@ -18,14 +18,13 @@ from django.conf import settings
 from django.db.models import Q
 from django.utils import timezone
 
-from studio_project.child_process import Child
 from studio_project.supervision import current_device, current_worker, worker_stopping
 from training_app import estimates
+from training_app.launching import start_trainer
 from training_app.models import TrainingJob, TrainingMeasurement
 
 logger = logging.getLogger(__name__)
 
-TRAINER = "training_app.trainer"
 KIND = "measuring"
 LONGEST_SECONDS = 300.0
 LOOK_SECONDS = 0.25
@@ -93,7 +92,7 @@ def _ask_child(request: dict[str, Any]) -> dict[str, Any] | None:
     """Let a trainer do its dry run; None if it had to be broken off."""
     device = current_device()
     share = device.share(TrainingJob.queue_name)
-    child = Child(TRAINER, nice=share.nice)
+    child = start_trainer(share)
     try:
         child.send({"cmd": "run", "request": request})
         deadline = time.monotonic() + LONGEST_SECONDS

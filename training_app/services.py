@@ -213,6 +213,8 @@ def start_training(user: User, job: TrainingJob) -> TrainingJob:
     jobs.require_stored_room(user)
     resolved = config.as_dict()
     manifest = freeze(job, base, images, resolved)
+    # What it needs decides what it is said to wait for.
+    job.required_bytes, job.required_devices = base.size_bytes, config.num_devices
     try:
         with transaction.atomic():
             jobs.enforce_active_cap(user)
@@ -222,7 +224,8 @@ def start_training(user: User, job: TrainingJob) -> TrainingJob:
                 manifest=manifest,
                 resolved_config=resolved,
                 total_steps=config.max_train_steps,
-                required_bytes=base.size_bytes,
+                required_bytes=job.required_bytes,
+                required_devices=job.required_devices,
             )
     except jobs.InvalidTransition:
         job.refresh_from_db()

@@ -54,6 +54,11 @@ WORDS: Mapping[str, tuple[Words, Words, Words]] = {
     "rank": (_("Rank"), _("How much the LoRA can hold, and how large its file is."), ""),
     "alpha": (_("Alpha"), _("Strength of the LoRA; it acts with alpha divided by rank."), ""),
     "train_batch_size": (_("Batch size"), _("Pictures looked at together; costs memory."), ""),
+    "num_devices": (
+        _("Devices"),
+        _("GPUs that share each batch. It waits for a worker that has so many."),
+        "",
+    ),
     "gradient_accumulation_steps": (
         _("Accumulated batches"),
         _("Batches put together into one step; a larger batch without more memory."),

@@ -32,6 +32,10 @@ CONFIG_SENTENCES = {
         "an administrator to install it."
     ),
     "needs_validation": gettext_lazy("This needs at least one held-out picture."),
+    "unequal_shares": gettext_lazy(
+        "%(devices)s devices cannot share a batch of %(batch)s pictures equally. Change one of the "
+        "two."
+    ),
 }
 WANTED_SENTENCES = {
     "a whole number": gettext_lazy("This has to be a whole number."),

@@ -134,6 +134,7 @@ class Job(models.Model):
     turn_at = models.DateTimeField(null=True, blank=True, editable=False)
     finished_at = models.DateTimeField(null=True, blank=True)
     required_bytes = models.PositiveBigIntegerField(default=0)
+    required_devices = models.PositiveSmallIntegerField(default=1)
     log_tail = models.TextField(blank=True, default="")
 
     objects = JobQuerySet.as_manager()
@@ -245,8 +246,7 @@ class Job(models.Model):
         """The columns that follow from the new state alone."""
         written: dict[str, Any] = {"lease_expires_at": None, "eta_seconds": None}
         if to == self.Status.QUEUED:
-            reason = waiting_reason(self.queue_name, self.required_bytes)
-            written |= {"worker": None, "phase": "", "waiting_reason": reason}
+            written |= {"worker": None, "phase": "", "waiting_reason": waiting_reason(self)}
             if self.Status.RUNNING in sources:
                 # The worker went, not the job's turn: its start does not count against the owner.
                 written["turn_at"] = None

@@ -40,20 +40,23 @@ def claimable(job_class: type[JobT], worker: Worker, free_bytes: int | None = No
         rows = rows.filter(required_bytes__lte=free_bytes)
     elif worker.memory_bytes:
         rows = rows.filter(required_bytes__lte=worker.memory_bytes)
-    if worker.device == "cpu":
+    rows = rows.filter(required_devices__lte=worker.num_devices)
+    if worker.is_cpu:
         rows = _without_what_gpus_do(rows, job_class.queue_name)
     return rows
 
 
 def _without_what_gpus_do(rows: JobQuerySet, queue_name: str) -> JobQuerySet:
     """Leaves large jobs to a living GPU worker that can hold them."""
-    gpus = [worker for worker in live_workers(queue_name) if worker.device != "cpu"]
-    if not gpus:
-        return rows
     large = Q(required_bytes__gt=CPU_LEAVES_BYTES)
-    if all(worker.memory_bytes for worker in gpus):
-        large &= Q(required_bytes__lte=max(worker.memory_bytes for worker in gpus))
-    return rows.exclude(large)
+    for gpu in live_workers(queue_name):
+        if gpu.is_cpu:
+            continue
+        held = large & Q(required_devices__lte=gpu.num_devices)
+        if gpu.memory_bytes:
+            held &= Q(required_bytes__lte=gpu.memory_bytes)
+        rows = rows.exclude(held)
+    return rows
 
 
 def claim(job_class: type[JobT], worker: Worker, free_bytes: int | None = None) -> JobT | None:

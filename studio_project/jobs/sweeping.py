@@ -115,7 +115,7 @@ def _explain_waiting(job_class: type[Job]) -> int:
     """Keeps the waiting reasons true as workers come and go."""
     number = 0
     for job in job_class.objects.queued().order_by("queued_at")[:BATCH]:
-        reason = waiting_reason(job_class.queue_name, job.required_bytes)
+        reason = waiting_reason(job)
         busy = job.waiting_reason == Job.WaitingReason.DEVICE_BUSY and reason == "behind_jobs"
         if job.waiting_reason != reason and not busy:
             set_waiting_reason(job, reason)

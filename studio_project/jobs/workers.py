@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from django.conf import settings
 
 from studio_project.models import Worker, seen_since
+
+if TYPE_CHECKING:
+    from studio_project.jobs.base import Job
 
 LIVE_HEARTBEATS = 3
 
@@ -18,12 +23,14 @@ def live_workers(queue_name: str) -> list[Worker]:
     return [worker for worker in rows if queue_name in worker.queues]
 
 
-def can_hold(worker: Worker, required_bytes: int) -> bool:
-    """Whether the worker's device is large enough; one of unknown size takes anything."""
-    return not worker.memory_bytes or required_bytes <= worker.memory_bytes
+def can_hold(worker: Worker, required_bytes: int, required_devices: int = 1) -> bool:
+    """Whether the worker's devices suffice and are large enough; unknown sizes hold anything."""
+    has_room = not worker.memory_bytes or required_bytes <= worker.memory_bytes
+    return has_room and required_devices <= worker.num_devices
 
 
-def waiting_reason(queue_name: str, required_bytes: int) -> str:
+def waiting_reason(job: Job) -> str:
     """Why a job that is queued now waits: for other jobs, or for a worker that could do it."""
-    able = any(can_hold(worker, required_bytes) for worker in live_workers(queue_name))
+    workers = live_workers(job.queue_name)
+    able = any(can_hold(worker, job.required_bytes, job.required_devices) for worker in workers)
     return "behind_jobs" if able else "no_worker"

@@ -51,6 +51,25 @@ def test_only_rank_0_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     Channel().send("step", step=1)  # it has no line to write to
 
 
+def test_other_ranks_run_without_being_told_and_leave_stopping_to_rank_0() -> None:
+    script = (
+        "import os, signal, sys; from studio_project.child_protocol import run_child\n"
+        "def handle(channel, request):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print(request, channel.stop_requested(), file=sys.stderr)\n"
+        "sys.exit(run_child(handle))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        input='{"cmd": "run", "request": {"not": "ours"}}\n',
+        env=os.environ | {"RANK": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("", "{} None\n")
+
+
 def test_a_cancel_is_not_softened() -> None:
     channel = Channel()
     channel._ask_stop("cancel")

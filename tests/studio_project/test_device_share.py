@@ -30,6 +30,15 @@ def test_on_a_cpu_both_run_with_the_threads_shared_out() -> None:
     assert device.share("training") == training  # a resumed training computes as before
 
 
+def test_a_job_gets_as_many_devices_of_a_group_as_it_needs() -> None:
+    group = Device("cuda:0+cuda:1+cuda:2", 16 * GIBIBYTE)
+    assert group.share("generation").device == "cuda:0"
+    assert group.share("training", 2).device == "cuda:0+cuda:1"
+    assert group.share("training", 2).threads == max(1, group.share("training").threads // 2)
+    assert not group.is_cpu
+    assert Device("cpu+cpu").is_cpu
+
+
 def test_on_a_gpu_only_what_fits_beside_the_other_is_claimed() -> None:
     device = Device("cuda:0", 16 * GIBIBYTE)
     assert take(device, "training", 12 * GIBIBYTE)

@@ -30,6 +30,18 @@ def test_which_devices_a_setting_names() -> None:
         chosen_devices("cuda:7")
 
 
+@pytest.mark.usefixtures("_gpus")
+def test_a_group_of_devices_has_one_worker() -> None:
+    assert chosen_devices("cuda:0 + cuda:1") == [DeviceInfo("cuda:0+cuda:1", "2 × A + B", 10)]
+    names = [info.device for info in chosen_devices("cuda+cuda:1, cpu")]
+    assert names == ["cuda:0+cuda:1", "cpu"]
+    for twice in ("cuda:0+cuda:0", "cuda:0+cuda:1,cuda:0"):
+        with pytest.raises(DeviceError, match="cuda:0 is named twice"):
+            chosen_devices(twice)
+    with pytest.raises(DeviceError, match="no device cuda:2"):
+        chosen_devices("cuda:1+cuda:2")
+
+
 def test_a_cpu_needs_nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     def never() -> list[DeviceInfo]:
         raise AssertionError
@@ -39,6 +51,8 @@ def test_a_cpu_needs_nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     assert info.device == "cpu"
     assert info.memory_bytes > 0
     assert info.name
+    (two,) = chosen_devices("cpu+cpu")
+    assert two == DeviceInfo("cpu+cpu", f"2 × {info.name}", info.memory_bytes)
 
 
 def test_a_child_lists_them() -> None:

@@ -15,7 +15,9 @@ from hypothesis import HealthCheck, given, settings, strategies
 from generation_app.models import GenerationJob
 from studio_project import jobs
 from studio_project.jobs import Job
+from studio_project.jobs.workers import waiting_reason
 from studio_project.models import User, Worker, seen_since
+from studio_project.waiting import Waiting
 
 MakeJob = Callable[..., GenerationJob]
 MakeWorker = Callable[..., Worker]
@@ -120,6 +122,23 @@ def test_a_device_gets_only_what_it_can_hold(
     assert jobs.claim(GenerationJob, worker, GIBIBYTE) is None
     assert jobs.claim(GenerationJob, worker) == small
     assert jobs.claim(GenerationJob, worker) is None
+
+
+def test_a_job_that_needs_several_devices_waits_for_a_worker_that_has_them(
+    alice: User, make_job: MakeJob, make_worker: MakeWorker
+) -> None:
+    job = make_job(alice, required_devices=2, required_bytes=4 * GIBIBYTE)
+    single = make_worker("single", device="cuda:0", memory_bytes=8 * GIBIBYTE)
+    assert jobs.claim(GenerationJob, single) is None
+    assert waiting_reason(job) == "no_worker"
+    assert Waiting().reason(job) == "no_worker"
+    # A GPU that is alone cannot do it either, so two processors may.
+    make_worker("processors", device="cpu+cpu")
+    assert waiting_reason(job) == "behind_jobs"
+    assert Waiting().reason(job) == "behind_jobs"
+    pair = make_worker("pair", device="cuda:1+cuda:2", memory_bytes=8 * GIBIBYTE)
+    assert jobs.claim(GenerationJob, Worker.objects.get(name="processors")) is None
+    assert jobs.claim(GenerationJob, pair) == job
 
 
 def test_large_models_are_left_to_a_living_gpu_that_can_hold_them(

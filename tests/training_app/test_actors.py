@@ -32,7 +32,7 @@ from tests.factories import (
     picture,
 )
 from tests.worker_fixtures import Once
-from training_app import actors, files, metrics, registration, services
+from training_app import actors, files, launching, metrics, registration, services
 from training_app.models import TrainingCheckpoint, TrainingJob
 from training_app.recording import Recorder
 
@@ -85,7 +85,7 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[Child]:
         started.append(Child(*args, **kwargs))
         return started[-1]
 
-    monkeypatch.setattr(actors, "Child", start)
+    monkeypatch.setattr(launching, "Child", start)
     return started
 
 
@@ -161,10 +161,10 @@ def test_three_crashes_without_progress_end_it(
 
     def start(*args: Any, **kwargs: Any) -> Child:
         started.append(1)
-        module = "no_such_module" if len(started) <= 3 else actors.TRAINER
+        module = "no_such_module" if len(started) <= 3 else launching.TRAINER
         return Child(module, **kwargs)
 
-    monkeypatch.setattr(actors, "Child", start)
+    monkeypatch.setattr(launching, "Child", start)
     actors.train()
     job.refresh_from_db()
     other.refresh_from_db()

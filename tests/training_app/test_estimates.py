@@ -16,7 +16,7 @@ from studio_project import supervision
 from studio_project.child_process import Child
 from studio_project.models import User, Worker
 from tests.factories import make_base, make_dataset, make_training, make_worker
-from training_app import actors, estimates, measuring
+from training_app import actors, estimates, launching, measuring
 from training_app.models import TrainingJob, TrainingMeasurement
 from training_app.trainer.config import resolve_config
 
@@ -41,7 +41,7 @@ def child(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Child]]:
         started.append(Child(CHILD, **kwargs))
         return started[-1]
 
-    monkeypatch.setattr(measuring, "Child", start)
+    monkeypatch.setattr(launching, "Child", start)
     yield started
     assert not any(one.alive for one in started)
 

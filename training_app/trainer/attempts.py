@@ -45,6 +45,7 @@ def train_through(
         StopRun: If the run shall stop.
         ChildError: ``non_finite_loss`` if it came back with a smaller learning rate.
         torch.OutOfMemoryError: If a smaller micro-batch does not fit either.
+        RankLost: If another rank is gone.
         OSError: If a checkpoint cannot be written.
     """
     is_first = True
@@ -55,6 +56,7 @@ def train_through(
             meter = train(training, previewer, request, reporter, save_first=save_first)
             return training, previewer, meter
         except (ChildError, RuntimeError, MemoryError) as fault:
+            training.ranks.require_known(fault)
             before, folder = training.adjustments, training.saved
             after = adjust(before, fault, request.config)
             if after is None:

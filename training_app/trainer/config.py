@@ -76,7 +76,8 @@ class TrainingConfig:
         ema_decay: Share of the average that each step keeps.
         gradient_checkpointing: Whether activations are computed twice to save memory;
             ``auto`` only where the training would not fit the device otherwise.
-        train_batch_size: Pictures per micro-batch.
+        train_batch_size: Pictures per micro-batch, all devices together.
+        num_devices: Devices that share every micro-batch equally.
         gradient_accumulation_steps: Micro-batches per optimizer step.
         resolution: Side in pixels of a square with the area that pictures are trained at.
         seed: Seed of everything random in the run.
@@ -137,6 +138,7 @@ class TrainingConfig:
     ema_decay: float = number(0, 0.99999)
     gradient_checkpointing: str = choice("auto", "on", "off")
     train_batch_size: int = number(1, 64)
+    num_devices: int = number(1, 16)
     gradient_accumulation_steps: int = number(1, 64)
     resolution: int = number(64, 2048)
     seed: int = number(0, MAXIMUM_SEED)
@@ -186,6 +188,14 @@ class TrainingConfig:
                 f"must be a multiple of {RESOLUTION_STEP}",
                 "not_a_multiple",
                 multiple=RESOLUTION_STEP,
+            )
+        if self.train_batch_size % self.num_devices:
+            raise ConfigError(
+                "num_devices",
+                f"cannot share {self.train_batch_size} pictures equally",
+                "unequal_shares",
+                batch=self.train_batch_size,
+                devices=self.num_devices,
             )
         if self.optimizer != "prodigy" and self.learning_rate > MAXIMUM_LEARNING_RATE:
             low = FIELDS["learning_rate"].metadata["minimum"]

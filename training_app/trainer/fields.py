@@ -20,7 +20,8 @@ class ConfigError(ValueError):
         message: A sentence in English.
         code: ``unknown_field``, ``wrong_type``, ``not_finite``, ``out_of_range``,
             ``not_a_choice``, ``not_a_multiple``, ``too_long``, ``too_many``, ``required``,
-            ``not_for_method``, ``not_trainable``, ``not_installed`` or ``needs_validation``.
+            ``not_for_method``, ``not_trainable``, ``not_installed``, ``needs_validation`` or
+            ``unequal_shares``.
         params: The values of the sentence, for a translation of it.
     """
 

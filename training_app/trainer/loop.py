@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 
 from training_app.trainer.checkpoint import checkpoint_folder, save_checkpoint
 from training_app.trainer.meter import LossMeter
@@ -38,9 +39,13 @@ class _Rhythm:
         # The last step's samples are made by whoever ends the run.
         return self._sample_every > 0 and step % self._sample_every == 0 and step < self._last
 
+    @property
+    def is_late(self) -> bool:
+        """Whether a checkpoint is due by the clock; the first rank's clock counts."""
+        return time.monotonic() - self._saved_at >= self._checkpoint_seconds
+
     def wants_checkpoint(self, step: int) -> bool:
-        is_late = time.monotonic() - self._saved_at >= self._checkpoint_seconds
-        return is_late or step % self._checkpoint_every == 0 or step == self._last
+        return step % self._checkpoint_every == 0 or step == self._last
 
     def saved(self) -> None:
         self._saved_at = time.monotonic()
@@ -67,14 +72,15 @@ def train(
         StopRun: If the run shall stop; unless it was canceled a checkpoint was made.
         ChildError: ``non_finite_loss``.
         OSError: If a checkpoint cannot be written.
+        RankLost: If another rank is gone.
     """
-    meter, rhythm = LossMeter(request.config), _Rhythm(request)
+    meter, rhythm, ranks = LossMeter(request.config), _Rhythm(request), training.ranks
     if save_first:
         checkpoint_now(training, meter, request, reporter)
     saved_step = training.step
     while training.step < request.config.max_train_steps:
         reporter.phase("training")
-        if how := reporter.stop_requested():
+        if how := ranks.agree_on_word(reporter.stop_requested()):
             meter.tell(training.step, reporter)
             if how in ("pause", "yield", "keep") and training.step > saved_step:
                 checkpoint_now(training, meter, request, reporter)
@@ -83,13 +89,14 @@ def train(
                 return meter
             raise StopRun(how, training.step)
         meter.add(training.do_step())
-        if reporter.is_due or training.step == request.config.max_train_steps:
+        is_due, is_late = ranks.agree(reporter.is_due, rhythm.is_late)
+        if is_due or training.step == request.config.max_train_steps:
             meter.tell(training.step, reporter)
         if rhythm.wants_sample(training.step):
             meter.tell(training.step, reporter)
-            with meter.paused():
+            with meter.paused(), ranks.together():
                 sample_now(training, previewer, reporter)
-        if rhythm.wants_checkpoint(training.step):
+        if is_late or rhythm.wants_checkpoint(training.step):
             meter.tell(training.step, reporter)
             with meter.paused():
                 checkpoint_now(training, meter, request, reporter)
@@ -99,20 +106,33 @@ def train(
 
 
 def sample_now(training: Training, previewer: Previewer, reporter: Reporter) -> list[Sample]:
-    """Makes the sample pictures of where the training stands."""
+    """Makes the sample pictures of where the training stands; the first rank does."""
     reporter.phase("sampling")
-    return previewer.sample(training.step)
+    return previewer.sample(training.step) if training.ranks.is_first else []
 
 
 def checkpoint_now(
     training: Training, meter: LossMeter, request: TrainingRequest, reporter: Reporter
 ) -> None:
-    """Writes a checkpoint of where the training stands and tells the worker."""
+    """Writes a checkpoint of where the training stands and tells the worker.
+
+    The first rank does; the others wait, and remember where it lies.
+    """
+    parent = request.output_folder / "checkpoints"
+    folder = checkpoint_folder(parent, training.step)
+    with training.ranks.together():
+        if training.ranks.is_first:
+            _write_checkpoint(training, meter, folder, reporter)
+    training.settle(folder)
+
+
+def _write_checkpoint(
+    training: Training, meter: LossMeter, folder: Path, reporter: Reporter
+) -> None:
     loss, step = held_out_loss(training), training.step
     if loss is not None:
         reporter.send("validation", step=step, loss=loss)
-    parent = request.output_folder / "checkpoints"
-    training.consider(loss, checkpoint_folder(parent, step))
-    folder, files = save_checkpoint(parent, training.state(meter.mean, loss), request)
-    training.settle(folder)
+    training.consider(loss, folder)
+    state = training.state(meter.mean, loss)
+    _, files = save_checkpoint(folder.parent, state, training.request)
     reporter.send("checkpoint", step=step, folder=str(folder), files=files, held_out_loss=loss)

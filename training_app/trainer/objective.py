@@ -10,7 +10,7 @@ Song & Dhariwal 2023 (arXiv:2310.14189) eq. 7 for the pseudo-Huber loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -37,11 +37,14 @@ class Draws:
     keeps_caption: torch.Tensor
     captions: torch.Tensor
 
+    def of(self, rows: slice | Sequence[int]) -> Draws:
+        """What belongs to some of the pictures."""
+        return Draws(*(getattr(self, field.name)[rows] for field in fields(self)))
+
     def chunks(self, size: int) -> Iterator[Draws]:
         """The same in parts of at most ``size`` pictures."""
         for start in range(0, len(self.timesteps), size):
-            part = slice(start, start + size)
-            yield Draws(*(getattr(self, field.name)[part] for field in fields(self)))
+            yield self.of(slice(start, start + size))
 
 
 def draw(

@@ -125,6 +125,10 @@ class WeightUpdate:
         """The loss as it shall be differentiated: fp16 gradients must not vanish."""
         return self._scaler.scale(loss)
 
+    def gradients(self) -> list[torch.Tensor]:
+        """The gradients that there are, in the order of the weights."""
+        return [weight.grad for weight in self._weights if weight.grad is not None]
+
     def apply(self) -> torch.Tensor:
         """Clips, applies and forgets the gradients; if one is not finite, no weight changes.
 
@@ -132,8 +136,7 @@ class WeightUpdate:
             The gradients' norm before clipping, on the device.
         """
         self._scaler.unscale_(self.optimizer)
-        gradients = [weight.grad for weight in self._weights if weight.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        norm = torch.nn.utils.get_total_norm(self.gradients(), foreach=True)
         if self._max_grad_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(
                 self._weights, self._max_grad_norm, norm, foreach=True

@@ -1,6 +1,7 @@
 """What a step of a training costs on this device: a few real ones on made-up pictures.
 
 Of the pictures only the sizes count, of the words nothing: a step takes as long for any.
+Of a training on several devices the share of one is measured, without what they say to each other.
 Nothing is written but what a training would find in the cache as well, and no random state
 changes.
 """
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from training_app.trainer.cache import cache_prompts, made_up_latents
+from training_app.trainer.config import TrainingConfig
 from training_app.trainer.dataset import Example, make_examples
 from training_app.trainer.learner import compute_dtype
 from training_app.trainer.memory import peak_memory_bytes, settle_checkpointing
@@ -45,7 +47,8 @@ def measure_steps(request: TrainingRequest, reporter: Reporter) -> dict[str, Any
         LoadingError: If the base model cannot be loaded.
         torch.OutOfMemoryError: If a step does not fit.
     """
-    device = request.device
+    device, all_pictures = request.device, request.config.effective_batch_size
+    request = replace(request, config=_share(request.config))
     on_gpu = [torch.device(device)] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=on_gpu):
         reporter.phase("preparing")
@@ -66,10 +69,16 @@ def measure_steps(request: TrainingRequest, reporter: Reporter) -> dict[str, Any
     seconds_per_step = statistics.median(seconds[WARM_UP_STEPS:])
     return {
         "seconds_per_step": seconds_per_step,
-        "images_per_second": request.config.effective_batch_size / seconds_per_step,
+        "images_per_second": all_pictures / seconds_per_step,
         "peak_memory_bytes": peak_memory_bytes(device),
         "gradient_checkpointing": is_checkpointed,
     }
+
+
+def _share(config: TrainingConfig) -> TrainingConfig:
+    """What one of the devices does."""
+    size = config.train_batch_size // config.num_devices
+    return replace(config, train_batch_size=size, num_devices=1)
 
 
 def _made_up(request: TrainingRequest, reporter: Reporter) -> Training:

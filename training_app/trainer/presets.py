@@ -128,6 +128,7 @@ COMMON: dict[str, Any] = {
     "instance_prompt": "",
     "class_prompt": "",
     "gradient_checkpointing": "auto",
+    "num_devices": 1,
     "gradient_accumulation_steps": 1,
     "seed": 0,
     "trigger_word": "",

@@ -2,7 +2,8 @@
 
 A loss that is not finite halves the learning rate, at most twice. Memory that runs out
 halves the micro-batch, once; as many micro-batches more make up one step, so that each
-step sees as many pictures as before. What was changed is part of every later checkpoint.
+step sees as many pictures as before. What was changed is part of every later checkpoint, and the
+same on all ranks.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def adjust(
         if adjustments.rollbacks < MAXIMUM_ROLLBACKS:
             return replace(adjustments, rollbacks=adjustments.rollbacks + 1)
     elif is_out_of_memory(error) and adjustments.batch_divisor == 1:
-        size = config.train_batch_size
+        size = config.train_batch_size // config.num_devices
         divisor = next((n for n in range(2, size + 1) if size % n == 0), None)
         if divisor is not None:
             return replace(adjustments, batch_divisor=divisor)

@@ -77,8 +77,8 @@ class TrainingRequest:
         cache_folder: Where latents and prompt embeddings are kept between runs.
         resume_folder: A checkpoint, or a folder of them, to go on from.
         extends: Steps of the finished run that this one makes longer; 0 if it is none.
-        device: ``cpu``, ``cuda:0``, ``mps``.
-        threads: CPU threads of torch; 0 leaves the library's choice.
+        device: ``cpu``, ``cuda:0``, ``mps``; of several ranks all devices, joined by ``+``.
+        threads: CPU threads of torch in each process; 0 leaves the library's choice.
         checkpoint_seconds: Longest time between two checkpoints.
         metadata: Words about the job that go into the weights file.
     """
@@ -154,8 +154,9 @@ class TrainingRequest:
         return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-#: Settings of samples and checkpoints, which never touch the training.
+#: Settings of samples and checkpoints, which never touch the training, and of how it is shared.
 _WITHOUT_INFLUENCE = (
+    "num_devices",
     "checkpoint_every_steps",
     "sample_prompts",
     "control_prompt",

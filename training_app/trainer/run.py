@@ -38,6 +38,7 @@ from training_app.trainer.loop import sample_now
 from training_app.trainer.memory import peak_memory_bytes, settle_checkpointing
 from training_app.trainer.preflight import measure_steps
 from training_app.trainer.preview import Previewer, Sample, choose_prompts
+from training_app.trainer.ranks import Ranks
 from training_app.trainer.recovery import Adjustments, is_out_of_memory
 from training_app.trainer.reporting import Channel, Reporter, StopRun
 from training_app.trainer.request import TrainingRequest
@@ -51,28 +52,32 @@ FOLDER_NAME = "model"
 EXPORT_TOLERANCE = 2 / 255
 
 
-def run(channel: Channel, values: Mapping[str, Any]) -> None:
+def run(channel: Channel, values: Mapping[str, Any], ranks: Ranks | None = None) -> None:
     """Does one training, or measures its steps, and says how it ended: ``done`` or ``stopped``.
 
     Args:
         channel: Where messages go and wishes come from.
-        values: The request as it came over the pipe.
+        values: The request as it came over the pipe, to the first rank.
+        ranks: Who else does the same; nobody unless said.
 
     Raises:
+        RankLost: Another rank is gone; nothing was said.
         ChildError: ``model_incompatible``, ``non_finite_loss``, ``out_of_memory``,
             ``checkpoint_gone``, ``invalid_request`` (an optimizer that is not installed here)
             or ``internal`` (a request that the site should not have sent).
         OSError: If files cannot be read or written.
     """
-    reporter = Reporter(channel)
+    reporter, ranks = Reporter(channel), ranks or Ranks()
     try:
+        values = ranks.share(values)
         request = TrainingRequest.from_dict(values)
+        request = replace(request, device=ranks.take_device(request.device))
         _settle(request)
         if values.get("dry_run"):
             metrics = measure_steps(request, reporter)
             reporter.send("done", outputs={}, metrics=metrics)
         else:
-            _run(request, reporter)
+            _run(request, reporter, ranks)
     except StopRun as stop:
         reporter.send("stopped", how=stop.how, step=stop.step)
     except ConfigError as exc:
@@ -96,17 +101,21 @@ def _settle(request: TrainingRequest) -> None:
         torch.set_num_threads(request.threads)
 
 
-def _run(request: TrainingRequest, reporter: Reporter) -> None:
+def _run(request: TrainingRequest, reporter: Reporter, ranks: Ranks) -> None:
     reporter.phase("preparing")
     request.output_folder.mkdir(parents=True, exist_ok=True)
     examples = make_examples(request.images, request.config)
-    if request.resume_folder is None:
+    if request.resume_folder is None and ranks.is_first:
         report_problems(examples, request, reporter)
 
-    begin = partial(_begin, _prepare(examples, request, reporter), request, reporter)
+    material = _prepare(examples, request, reporter, ranks)
+    begin = partial(_begin, material, request, reporter, ranks)
     training, previewer = begin(request.resume_folder, None)
     started_at, first_step = time.monotonic(), training.step
     training, previewer, meter = train_through(training, previewer, begin, request, reporter)
+    ranks.leave()
+    if not ranks.is_first:
+        return
     metrics = {
         "steps": training.step,
         "train_seconds": round(time.monotonic() - started_at, 3),
@@ -147,9 +156,21 @@ class _Material:
 
 
 def _prepare(
+    examples: Sequence[Example], request: TrainingRequest, reporter: Reporter, ranks: Ranks
+) -> _Material:
+    """Fills the caches; the first rank does, then the others read them."""
+    with ranks.together():
+        if ranks.is_first:
+            material = _read_or_make(examples, request, reporter)
+    with ranks.together():
+        if not ranks.is_first:
+            material = _read_or_make(examples, request, reporter)
+    return material
+
+
+def _read_or_make(
     examples: Sequence[Example], request: TrainingRequest, reporter: Reporter
 ) -> _Material:
-    """Fills the caches."""
     config = request.config
     class_examples, latents = _cache_pictures(examples, request, reporter)
     prompts = choose_prompts(examples, request)
@@ -166,6 +187,7 @@ def _begin(
     material: _Material,
     request: TrainingRequest,
     reporter: Reporter,
+    ranks: Ranks,
     resume_folder: Path | None,
     adjustments: Adjustments | None,
 ) -> tuple[Training, Previewer]:
@@ -175,38 +197,61 @@ def _begin(
         material: What is trained on.
         request: The run.
         reporter: Is told from where it goes on.
+        ranks: Who does the same at the same time.
         resume_folder: A checkpoint, or a folder of them.
         adjustments: What a fault has changed; ``None`` at the beginning of the run.
     """
+    with ranks.together():
+        training = _load(material, replace(request, resume_folder=resume_folder), reporter, ranks)
+        if adjustments is not None:
+            training.adjustments = adjustments
+        else:
+            _tell_beginning(training, resume_folder, reporter)
+        settle_checkpointing(training, request.config.gradient_checkpointing, request.device)
+        previewer = Previewer(
+            request, training.learner, training.prompts, material.sample_prompts, reporter
+        )
+    # A checkpoint that only some ranks can read would let them part.
+    ranks.require_same(training.step)
+    return training, previewer
+
+
+def _load(
+    material: _Material, request: TrainingRequest, reporter: Reporter, ranks: Ranks
+) -> Training:
+    """The networks that learn, as they stood in the newest checkpoint that is whole."""
     try:
         training = Training(
-            request, material.examples, material.latents, material.prompts, material.class_examples
+            request,
+            material.examples,
+            material.latents,
+            material.prompts,
+            material.class_examples,
+            ranks,
         )
     except ConfigError:
         raise
     except ValueError as exc:
         raise ChildError("model_incompatible", detail=str(exc)) from exc
     checkpoint = find_checkpoint(
-        replace(request, resume_folder=resume_folder),
+        request,
         training.learner.parameters,
         lambda name: reporter.note("checkpoint_skipped", checkpoint=name),
     )
     if checkpoint is not None:
         training.restore(checkpoint)
-    if adjustments is not None:
-        training.adjustments = adjustments
-    elif checkpoint is not None:
-        reporter.note("resumed", step=checkpoint.step)
-    elif request.extends:
+    return training
+
+
+def _tell_beginning(training: Training, resume_folder: Path | None, reporter: Reporter) -> None:
+    """Says from where a run goes on that was begun before."""
+    if training.saved is not None:
+        reporter.note("resumed", step=training.step)
+    elif training.request.extends:
         # Without the run before, this would be another training.
         raise ChildError("checkpoint_gone")
     elif resume_folder is not None:
         reporter.note("started_anew")
-    settle_checkpointing(training, request.config.gradient_checkpointing, request.device)
-    previewer = Previewer(
-        request, training.learner, training.prompts, material.sample_prompts, reporter
-    )
-    return training, previewer
 
 
 def _cache_pictures(

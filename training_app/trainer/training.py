@@ -4,8 +4,11 @@ A step draws everything random from a generator that the step's number seeds, so
 that was broken off and resumed equals an unbroken one bit for bit (CPU, fp32, same
 threads). Inside a step nothing waits for the device: losses stay on it.
 
-Shape legend: B pictures of a micro-batch, own ones first, then as many of the class if it
-is preserved; C, h, w channels and sides of latents.
+Several ranks make the same steps as one: whatever is random is drawn for the whole
+micro-batch, of which each computes its rows.
+
+Shape legend: B pictures of a micro-batch, or of a rank's share of it, own ones first, then as
+many of the class if it is preserved; C, h, w channels and sides of latents.
 """
 
 from __future__ import annotations
@@ -34,15 +37,17 @@ from training_app.trainer.randomness import (
     restore_global_states,
     step_generator,
 )
+from training_app.trainer.ranks import Ranks
 from training_app.trainer.recovery import Adjustments
 from training_app.trainer.request import TrainingRequest
+from training_app.trainer.shared_dropout import share_dropout
 
 
 class StepResult(NamedTuple):
     """What an optimizer step tells of itself.
 
     Attributes:
-        loss: On the device; not a number if a gradient was not finite.
+        loss: Of all ranks, on the device; not a number if a gradient was not finite.
         grad_norm: Norm of the gradients before clipping, on the device.
         learning_rate: Of the denoiser; with Prodigy the one that it has found.
     """
@@ -60,6 +65,7 @@ class Training:
         adjustments: What faults have changed about the run.
         best: The checkpoint with the lowest held-out loss so far.
         saved: Where its last checkpoint lies.
+        ranks: The processes that share its batches.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class Training:
         latents: LatentBank,
         prompts: PromptBank | None,
         class_examples: Sequence[Example] = (),
+        ranks: Ranks | None = None,
     ) -> None:
         """Loads the networks that learn.
 
@@ -79,17 +86,20 @@ class Training:
             prompts: Their conditioning; ``None`` encodes prompts in every step.
             class_examples: Pictures of the class that is preserved; of every bucket that
                 the own ones have.
+            ranks: Who else does the same; nobody unless said.
 
         Raises:
             LoadingError: If the base model cannot be loaded.
         """
-        self.request, self.config = request, request.config
+        self.request, self.config, self.ranks = request, request.config, ranks or Ranks()
         self._family = get_architecture(request.architecture)
         self._dtype = compute_dtype(self.config, request.device)
         noise_scheduler = load_components(
             request.base_folder, request.architecture, only=("scheduler",)
         )["scheduler"]
         self.learner = Learner(request)
+        parts = 2 if self.config.has_prior else 1
+        share_dropout(self.learner.networks.values(), self.ranks, parts)
         self.update = WeightUpdate(
             self.config, self.learner.groups(), dtype=self._dtype, device=request.device
         )
@@ -130,21 +140,43 @@ class Training:
         """Own pictures per micro-batch, and micro-batches per step."""
         return self.adjustments.micro_batches(self.config)
 
+    @property
+    def own_share(self) -> int:
+        """Own pictures that this rank computes at once."""
+        return self.micro_batches[0] // self.ranks.count
+
     def do_step(self) -> StepResult:
-        """One optimizer step; if something about it is not finite, no weight changes."""
-        rate = self.update.set_rate(self._rate_factor(self.step))
+        """One optimizer step; if something about it is not finite, no weight changes.
+
+        Raises:
+            torch.OutOfMemoryError: Memory ran out here or on another rank.
+            RankLost: Another rank is gone.
+        """
+        with self.ranks.together():
+            rate = self.update.set_rate(self._rate_factor(self.step))
+            loss = self._add_up()
+        self.ranks.average([*self.update.gradients(), loss])
+        with self.ranks.together():
+            norm = self.update.apply()
+            if self.learner.average is not None:
+                self.learner.average.update(self.step)
+            loss += self.update.fault(norm)
+        self.step += 1
+        return StepResult(loss, norm, rate)
+
+    def _add_up(self) -> torch.Tensor:
+        """Leaves the gradients of this rank's rows of a step with the weights.
+
+        Returns:
+            Their mean loss.
+        """
         size, count = self.micro_batches
         losses = []
         for micro_batch in range(count):
             loss = self._do_micro_batch(micro_batch, size) / count
             self.update.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-        norm = self.update.apply()
-        if self.learner.average is not None:
-            self.learner.average.update(self.step)
-        self.step += 1
-        loss = torch.stack(losses).sum() + self.update.fault(norm)
-        return StepResult(loss, norm, rate)
+        return torch.stack(losses).sum()
 
     def _rate_factor(self, step: int) -> float:
         """Share of their peaks that learning rates have at a step."""
@@ -161,7 +193,15 @@ class Training:
         draws = self._draw(bucket, len(members), step_generator(self.config.seed, *names))
         # Dropout inside the networks draws from the libraries' own state.
         torch.manual_seed(derive_seed(self.config.seed, "dropout", *names))
+        if self.ranks.count > 1:
+            mine = self._mine(size)
+            members, draws = [members[row] for row in mine], draws.of(mine)
         return self._weigh(*self.predict(bucket, members, draws))
+
+    def _mine(self, size: int) -> list[int]:
+        """Rows of a micro-batch that this rank computes: of the own pictures and of the class."""
+        own = list(range(size)[self.ranks.rows(size)])
+        return own + [size + row for row in own] if self.config.has_prior else own
 
     def _draw(self, bucket: Bucket, count: int, generator: torch.Generator) -> Draws:
         return draw(
@@ -226,7 +266,7 @@ class Training:
     def rehearse(self) -> None:
         """Does what needs most memory in a step, and forgets it: nothing changes."""
         bucket = max(self.latents.mean, key=lambda each: each.width * each.height)
-        count = self.micro_batches[0] * (2 if self.config.has_prior else 1)
+        count = self.own_share * (2 if self.config.has_prior else 1)
         of_bucket = [n for n, each in enumerate(self.buckets) if each == bucket]
         members = [of_bucket[n % len(of_bucket)] for n in range(count)]
         try:

@@ -30,8 +30,8 @@ def held_out_loss(training: Training) -> float | None:
     losses = []
     with training.learner.at_rest():
         for member in training.held_out:
-            # As many at once as a step has: that much memory there is.
-            for chunk in _draws(training, member).chunks(training.micro_batches[0]):
+            # As many at once as a step has here: that much memory there is.
+            for chunk in _draws(training, member).chunks(training.own_share):
                 losses.append(_losses(training, member, chunk))
     if not losses:
         return None

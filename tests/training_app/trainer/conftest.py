@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tests.tiny import make_tiny_sd, make_tiny_sdxl
 from training_app.trainer.cache import cache_latents, cache_prompts
 from training_app.trainer.config import resolve_config
 from training_app.trainer.dataset import make_examples
+from training_app.trainer.ranks import Ranks
 from training_app.trainer.reporting import Reporter
 from training_app.trainer.request import TrainingRequest
 from training_app.trainer.run import run
@@ -203,11 +204,29 @@ def train(make_request: Callable[..., dict[str, Any]]) -> Callable[..., Recorder
     return do
 
 
-def make_training(values: dict[str, Any]) -> Training:
-    """A training that has not done a step."""
+def make_training(values: dict[str, Any], ranks: Ranks | None = None) -> Training:
+    """A training that has not done a step; its pictures stand for those of the class as well."""
     request, reporter = TrainingRequest.from_dict(values), Reporter(Recorder())
+    request = replace(request, device="cpu")
     examples = make_examples(request.images, request.config)
-    latents = cache_latents(examples, request, reporter)
+    others = examples if request.config.has_prior else []
+    latents = cache_latents([*examples, *others], request, reporter)
     texts = [prompt for example in examples for prompt in example.prompts]
     prompts = cache_prompts(texts, request, torch.float32, reporter)
-    return Training(request, examples, latents, prompts)
+    return Training(request, examples, latents, prompts, others, ranks)
+
+
+def first_gradients(values: dict[str, Any], ranks: Ranks | None = None) -> dict[str, torch.Tensor]:
+    """What two steps change the weights by, and their losses, by step and name."""
+    training = make_training(values, ranks)
+    found: dict[str, torch.Tensor] = {}
+    apply = training.update.apply
+
+    def keep_and_apply() -> torch.Tensor:
+        for name, parameter in training.learner.parameters.items():
+            if parameter.grad is not None:
+                found[f"{training.step}.{name}"] = parameter.grad.clone()
+        return apply()
+
+    training.update.apply = keep_and_apply  # type: ignore[method-assign]
+    return {f"{step}.loss": training.do_step().loss for step in range(2)} | found

@@ -219,6 +219,9 @@ def test_a_configuration_survives_json() -> None:
         ("class_prompt", "a dog", "not_for_method"),
         ("instance_prompt", "a zorp", "not_for_method"),
         ("prior_loss_weight", 1, "not_for_method"),
+        ("num_devices", 0, "out_of_range"),
+        ("num_devices", 17, "out_of_range"),
+        ("num_devices", 3, "unequal_shares"),
     ],
 )
 def test_what_cannot_be_used_is_named(field: str, value: Any, code: str) -> None:

@@ -63,6 +63,22 @@ def test_a_dry_run_measures_and_leaves_no_trace(
     assert metrics["gradient_checkpointing"] is False
 
 
+def test_of_several_devices_the_share_of_one_is_measured(
+    dry_run: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[int] = []
+    step = Training.do_step
+
+    def noting(self: Training) -> StepResult:
+        shares.append(self.own_share)
+        return step(self)
+
+    monkeypatch.setattr(Training, "do_step", noting)
+    metrics = dry_run({"num_devices": 2}).last["metrics"]
+    assert set(shares) == {2}
+    assert metrics["images_per_second"] == pytest.approx(4 / metrics["seconds_per_step"])
+
+
 def test_every_method_and_family_can_be_measured(
     dry_run: Callable[..., Recorder], sdxl_folder: Path
 ) -> None:

@@ -48,6 +48,11 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_keeps_the_step(
 
 def test_there_is_nothing_smaller_than_one_picture() -> None:
     assert adjust(Adjustments(), OUT_OF_MEMORY, _config(train_batch_size=1)) is None
+    one_each = _config(train_batch_size=4, num_devices=4)
+    assert adjust(Adjustments(), OUT_OF_MEMORY, one_each) is None
+    three_each = _config(train_batch_size=6, num_devices=2)
+    after = adjust(Adjustments(), OUT_OF_MEMORY, three_each)
+    assert after is not None and after.micro_batches(three_each) == (2, 3)
 
 
 def test_other_errors_are_not_helped_over() -> None:

@@ -51,6 +51,7 @@ def test_only_what_decides_the_weights_decides_the_identity(make_request: MakeRe
 
     assert identity() == identity()
     assert identity({"sample_prompts": ["a"]}, device="cuda:0", output_folder="/x") == identity()
+    assert identity({"num_devices": 2}) == identity()
     assert identity({"seed": 1}) != identity()
     assert identity(method="dreambooth") != identity()
     assert identity(metadata={"base_sha256": "other"}) != identity()
