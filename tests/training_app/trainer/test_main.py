@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.training_app.trainer.conftest import Recorder
+from training_app.trainer.run import run
+
 MakeRequest = Callable[..., dict[str, Any]]
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -125,9 +128,9 @@ def test_a_child_that_dies_is_resumed_to_the_same_weights(
             config | {"max_train_steps": 40, "checkpoint_every_steps": 20}, method=method, **changes
         )
 
-    unbroken = start(request(output_folder=str(tmp_path / "unbroken")))
-    expected = _weights(unbroken.read_until("done", "error"))
-    unbroken.close()
+    unbroken = Recorder()
+    run(unbroken, request(output_folder=str(tmp_path / "unbroken")))
+    expected = _weights(unbroken.last)
 
     first = start(request())
     first.read_until("checkpoint")
