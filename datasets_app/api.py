@@ -24,8 +24,8 @@ from datasets_app import services
 from datasets_app.filters import DatasetFilter, DatasetImageFilter
 from datasets_app.models import Dataset, DatasetImage
 from datasets_app.serializers import (
-    CaptionSerializer,
     DatasetChangesSerializer,
+    DatasetImageChangesSerializer,
     DatasetImageSerializer,
     DatasetSerializer,
     NewDatasetSerializer,
@@ -144,16 +144,16 @@ class DatasetImageDetail(APIView):
         return Response(DatasetImageSerializer(_find_image(request, pk, image_id)).data)
 
     @extend_schema(
-        summary="Write a picture's caption",
-        request=CaptionSerializer,
+        summary="Write a picture's caption or its repeats",
+        request=DatasetImageChangesSerializer,
         responses=DatasetImageSerializer,
     )
     def patch(self, request: Request, pk: str, image_id: str) -> Response:
-        """Write the caption."""
+        """Change what is sent and leave the rest."""
         image = _find_image(request, pk, image_id)
-        given = CaptionSerializer(data=request.data)
+        given = DatasetImageChangesSerializer(data=request.data)
         given.is_valid(raise_exception=True)
-        services.set_caption(signed_in(request), image, given.validated_data["caption"])
+        services.edit_image(signed_in(request), image, **given.validated_data)
         return Response(DatasetImageSerializer(image).data)
 
     @extend_schema(summary="Delete a picture", responses={204: None})

@@ -16,6 +16,7 @@ from datasets_app.names import has_controls
 from datasets_app.refusals import Refused
 
 MAX_CAPTION = 2000
+MAX_REPEATS = 100
 MAX_TEXT_BYTES = 64 * 1024
 MAX_METADATA_BYTES = 8 * 1024 * 1024
 MAX_CAPTIONS = 10_000  # of one upload; an archive holds half as many files
@@ -38,6 +39,7 @@ class Caption:
         name: Name of the picture: with its ending, or only the stem.
         text: The words.
         is_stem: Whether `name` is only the stem.
+        repeats: How often the picture is shown where others are shown once; None says nothing.
     """
 
     source: str
@@ -45,6 +47,7 @@ class Caption:
     name: str
     text: str
     is_stem: bool
+    repeats: int | None = None
 
 
 def clean_caption(text: str) -> str:
@@ -60,6 +63,17 @@ def clean_caption(text: str) -> str:
     if has_controls(one_line):
         raise Refused("caption_invalid")
     return one_line
+
+
+def clean_repeats(value: object) -> int:
+    """Return how often a picture is shown where others are shown once.
+
+    Raises:
+        Refused: `repeats_invalid`.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_REPEATS:
+        raise Refused("repeats_invalid", limit=MAX_REPEATS)
+    return value
 
 
 def read_text(data: bytes) -> str:
@@ -88,10 +102,11 @@ def read_metadata(data: bytes, source: str, folder: str) -> Iterator[Caption | R
         raise Refused("metadata_too_large", megabytes=MAX_METADATA_BYTES // 1024**2)
     lines = _decode(data).split("\n")
     entries = [(n, _entry(n, line)) for n, line in enumerate(lines, start=1) if line.strip()]
-    for number, (file_name, text) in entries:
+    for number, (file_name, text, repeats) in entries:
         path = posixpath.normpath(posixpath.join(folder, file_name.replace("\\", "/")))
         try:
             words = clean_caption(text)
+            times = None if repeats is None else clean_repeats(repeats)
         except Refused as error:
             yield Refused(error.code, **error.params, line=number)
             continue
@@ -101,11 +116,12 @@ def read_metadata(data: bytes, source: str, folder: str) -> Iterator[Caption | R
             name=posixpath.basename(path),
             text=words,
             is_stem=False,
+            repeats=times,
         )
 
 
-def _entry(number: int, line: str) -> tuple[str, str]:
-    """Return the file name and the caption of one line."""
+def _entry(number: int, line: str) -> tuple[str, str, object]:
+    """Return the file name, the caption and the repeats of one line."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -115,7 +131,7 @@ def _entry(number: int, line: str) -> tuple[str, str]:
     text = next((value[key] for key in CAPTION_KEYS if isinstance(value.get(key), str)), None)
     if text is None:
         raise Refused("metadata_invalid", line=number)
-    return value["file_name"], text
+    return value["file_name"], text, value.get("repeats")
 
 
 def _decode(data: bytes) -> str:

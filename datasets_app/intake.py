@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import PurePath
-from typing import BinaryIO, TypedDict
+from typing import Any, BinaryIO, TypedDict
 
 from django.core.files.uploadedfile import UploadedFile
 from django.db import IntegrityError, transaction
@@ -203,12 +203,12 @@ class Intake:
     def _take_picture(self, world: int, folder: str, name: str, stream: BinaryIO) -> None:
         self._require_disk()
         caption = self._book.find(world, folder, name)
-        image = self._store(clean_name(name), stream, caption.text if caption else "")
+        image = self._store(clean_name(name), stream, _written(caption) if caption else {})
         self.result.created.append(image)
         if caption:
             self._book.mark_used(caption)
 
-    def _store(self, name: str, stream: BinaryIO, caption: str) -> DatasetImage:
+    def _store(self, name: str, stream: BinaryIO, written: dict[str, Any]) -> DatasetImage:
         with temporary_file() as kept:
             picture = keep(stream, kept)
             self._refuse_twin(picture)
@@ -224,7 +224,7 @@ class Intake:
                     key=key,
                     thumbnail_key=thumbnail_key,
                     original_name=name,
-                    caption=caption,
+                    **written,
                 )
             except BaseException:
                 storage.delete(key)
@@ -238,7 +238,7 @@ class Intake:
         if (other := twin.first()) is not None:
             raise Refused("duplicate_picture", other=other.shown_name)
 
-    def _insert(self, picture: KeptPicture, **fields: str) -> DatasetImage:
+    def _insert(self, picture: KeptPicture, **fields: Any) -> DatasetImage:
         """Make the row, and count it, in one transaction.
 
         Rows are locked in the order user, dataset, picture, as everywhere.
@@ -278,7 +278,7 @@ class Intake:
         if not left_over:
             return
         by_name, by_stem = self._existing_names()
-        chosen: dict[int, str] = {}
+        chosen: dict[int, dict[str, Any]] = {}
         for caption in left_over:
             name = caption.name.casefold()
             stem = name if caption.is_stem else captions.stem_of(name)
@@ -288,7 +288,7 @@ class Intake:
                     raise Refused("caption_unmatched")
                 if len(matches) > 1:
                     raise Refused("caption_ambiguous")
-                chosen[matches[0]] = caption.text
+                chosen[matches[0]] = _written(caption)
         if chosen:
             self._write_captions(chosen)
 
@@ -301,17 +301,22 @@ class Intake:
             by_stem[captions.stem_of(name)].append(pk)
         return by_name, by_stem
 
-    def _write_captions(self, chosen: dict[int, str]) -> None:
+    def _write_captions(self, chosen: dict[int, dict[str, Any]]) -> None:
         with transaction.atomic():
             datasets = Dataset.objects.live().filter(pk=self.dataset.pk)
             if not datasets.update(version=F("version") + 1):
                 raise dataset_gone()
-            for pk, text in chosen.items():
-                DatasetImage.objects.live().filter(pk=pk).update(
-                    caption=text, version=F("version") + 1
-                )
+            for pk, written in chosen.items():
+                rows = DatasetImage.objects.live().filter(pk=pk)
+                rows.update(version=F("version") + 1, **written)
         rows = DatasetImage.objects.live().filter(pk__in=chosen)
         self.result.updated.extend(rows.order_by("pk"))
+
+
+def _written(caption: Caption) -> dict[str, Any]:
+    """Return the fields of a picture that a caption's line tells."""
+    repeats = {} if caption.repeats is None else {"repeats": caption.repeats}
+    return {"caption": caption.text, **repeats}
 
 
 def dataset_gone() -> Problem:

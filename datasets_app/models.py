@@ -18,7 +18,7 @@ from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
 
-from datasets_app.captions import MAX_CAPTION
+from datasets_app.captions import MAX_CAPTION, MAX_REPEATS
 from datasets_app.names import MAX_FILE_NAME
 from studio_project import events
 from studio_project.models import OwnedQuerySet, User, Visibility
@@ -159,9 +159,13 @@ class DatasetImageQuerySet(models.QuerySet["DatasetImage"]):
 
 
 class DatasetImage(models.Model):
-    """One picture of a dataset; its file never changes once it is there, its caption may."""
+    """One picture of a dataset; its file never changes, its caption and its repeats may.
+
+    A training shows a picture `repeats` times where it shows others once.
+    """
 
     CAPTION_LENGTH = MAX_CAPTION
+    MAX_REPEATS = MAX_REPEATS
     NAME_LENGTH = MAX_FILE_NAME
     SHOWN_NAME_LENGTH = 60
 
@@ -177,6 +181,7 @@ class DatasetImage(models.Model):
     thumbnail_key = models.CharField(max_length=200, unique=True)
     original_name = models.CharField(_("name"), max_length=NAME_LENGTH)
     caption = models.CharField(_("caption"), max_length=CAPTION_LENGTH, blank=True, default="")
+    repeats = models.PositiveSmallIntegerField(_("repeats"), default=1)
     width = models.PositiveIntegerField(_("width"))
     height = models.PositiveIntegerField(_("height"))
     size_bytes = models.PositiveBigIntegerField(_("size in bytes"))

@@ -70,6 +70,9 @@ SENTENCES: dict[str, str | Promise] = {
         'Line %(line)s is not an object with "file_name" and "text". '
         "Correct it and add the file again; nothing of it was used."
     ),
+    "repeats_invalid": _(
+        "Repeats are a whole number from 1 to %(limit)s. Correct it and send it again."
+    ),
     "too_many_captions": _(
         "This request holds more than %(limit)s captions. Split it and send the parts one by one."
     ),

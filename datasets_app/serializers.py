@@ -75,6 +75,7 @@ class DatasetImageSerializer(serializers.ModelSerializer):
             "dataset_id",
             "name",
             "caption",
+            "repeats",
             "width",
             "height",
             "format",
@@ -98,11 +99,20 @@ class DatasetImageSerializer(serializers.ModelSerializer):
         return reverse("dataset-image-thumbnail", args=(image.dataset_id, image.pk))
 
 
-class CaptionSerializer(StrictSerializer):
-    """A picture's new caption; an empty one takes it away."""
+class DatasetImageChangesSerializer(StrictSerializer):
+    """What of a picture can be changed; an empty caption takes it away."""
 
     caption = serializers.CharField(
-        allow_blank=True, trim_whitespace=False, help_text="At most 2,000 characters, on one line."
+        required=False,
+        allow_blank=True,
+        trim_whitespace=False,
+        help_text="At most 2,000 characters, on one line.",
+    )
+    repeats = serializers.IntegerField(
+        required=False,
+        min_value=1,
+        max_value=DatasetImage.MAX_REPEATS,
+        help_text="How often trainings show it where they show other pictures once.",
     )
 
 

@@ -17,7 +17,7 @@ from django.db.models.functions import Greatest
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from datasets_app.captions import clean_caption
+from datasets_app.captions import clean_caption, clean_repeats
 from datasets_app.intake import Intake, UploadResult, dataset_gone
 from datasets_app.models import Dataset, DatasetImage
 from datasets_app.names import has_controls
@@ -36,10 +36,10 @@ __all__ = [
     "delete_dataset",
     "delete_image",
     "edit_dataset",
+    "edit_image",
     "register_image_guard",
     "rename_dataset",
     "request_too_large",
-    "set_caption",
     "share_dataset",
 ]
 
@@ -156,26 +156,36 @@ def add_files(user: User, dataset: Dataset, files: Sequence[UploadedFile]) -> Up
             dataset.publish()
 
 
-def set_caption(user: User, image: DatasetImage, caption: str) -> DatasetImage:
-    """Write a picture's caption; trainings that run keep the one they started with.
+def edit_image(
+    user: User, image: DatasetImage, *, caption: str | None = None, repeats: int | None = None
+) -> DatasetImage:
+    """Write a picture's caption, its repeats or both; trainings that run keep what they have.
 
     Raises:
-        Problem: `caption_too_long` or `caption_invalid`, naming the field; 403 or 404 for those
-            who may not.
+        Problem: `caption_too_long`, `caption_invalid` or `repeats_invalid`, naming the field; 403
+            or 404 for those who may not.
     """
+    fields: dict[str, object] = {}
     try:
-        text = clean_caption(caption)
+        if caption is not None:
+            fields["caption"] = clean_caption(caption)
+        if repeats is not None:
+            fields["repeats"] = clean_repeats(repeats)
     except Refused as refused:
         message = sentence(refused.code, refused.params)
-        raise Problem(refused.code, message, fields={"caption": [message]}) from refused
+        field = refused.code.partition("_")[0]
+        raise Problem(refused.code, message, fields={field: [message]}) from refused
+    if not fields:
+        _require_editable(user, image.dataset)
+        return image
     dataset = image.dataset
     with transaction.atomic():
         _lock(user, dataset)
         rows = DatasetImage.objects.live().filter(pk=image.pk)
-        if not rows.update(caption=text, version=F("version") + 1):
+        if not rows.update(version=F("version") + 1, **fields):
             raise _image_gone()
         _write(dataset)
-    image.refresh_from_db(fields=("caption", "version"))
+    image.refresh_from_db(fields=("caption", "repeats", "version"))
     return image
 
 

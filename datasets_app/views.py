@@ -54,6 +54,7 @@ def dataset_detail(request: HttpRequest, pk: int) -> HttpResponse:
         "can_edit": Dataset.objects.editable_by(signed_in(request)).filter(pk=pk).exists(),
         "small_side": SMALL_SIDE,
         "caption_length": DatasetImage.CAPTION_LENGTH,
+        "max_repeats": DatasetImage.MAX_REPEATS,
     }
     if part != "pictures":
         context["counts"] = pictures.aggregate(

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from django.core.files.uploadedfile import UploadedFile
 from django.db import IntegrityError, transaction
-from django.db.models import F, ProtectedError
+from django.db.models import F, ProtectedError, QuerySet
 from django.db.models.functions import Greatest
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -176,7 +176,32 @@ def resolve_inputs(user: User, mode: str, body: Mapping[str, Any]) -> Inputs:
     return inputs
 
 
-def _find(user: User, value: Any, field: str) -> InputPicture:
+def glance_at_inputs(user: User, mode: str, body: Mapping[str, Any]) -> Inputs:
+    """Measure the picture that a request would start from; nothing is kept and no file is opened.
+
+    A mask says nothing about the work, so it is not asked for.
+
+    Raises:
+        Problem: `invalid` or `not_found`, naming the field.
+    """
+    if "image" not in MODES[mode].inputs:
+        return Inputs()
+    named = {FIELD_ALIASES.get(key, key): key for key in body if body[key] is not None}
+    field = named.get("image", "image")
+    kind, pk = _reference(body.get(field), field)
+    rows: QuerySet[Any] = {
+        "upload_id": InputPicture.objects.visible_to,
+        "image_id": GeneratedImage.objects.visible_to,
+        "dataset_image_id": DatasetImage.objects.visible_to,
+    }[kind](user)
+    size = rows.filter(pk=pk).values("width", "height").first()
+    if size is None:
+        raise _not_found(field)
+    return Inputs(image=InputPicture(**size))
+
+
+def _reference(value: Any, field: str) -> tuple[str, int]:
+    """Return which kind of picture is named, and its id."""
     kinds = ("upload_id", "image_id", "dataset_image_id")
     if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in kinds:
         raise _wrong(
@@ -186,7 +211,11 @@ def _find(user: User, value: Any, field: str) -> InputPicture:
     kind, reference = next(iter(value.items()))
     if isinstance(reference, bool) or not str(reference).isdecimal() or len(str(reference)) > 18:
         raise _wrong(field, _("A picture's id is a whole number."))
-    pk = int(reference)
+    return kind, int(reference)
+
+
+def _find(user: User, value: Any, field: str) -> InputPicture:
+    kind, pk = _reference(value, field)
     if kind == "upload_id":
         uploaded = _touched(InputPicture.objects.visible_to(user).filter(pk=pk))
         if uploaded is None:

@@ -24,6 +24,7 @@ from generation_app.engine.recall import (
 from generation_app.engine.request import MODES, Limits, RequestError, resolve_request
 from generation_app.inputs import MAX_UPLOAD_BYTES
 from models_app.models import DiffusionModel
+from models_app.querysets import ADAPTERS
 from studio_project.api import Problem
 from studio_project.models import User
 
@@ -143,8 +144,7 @@ def _find(user: User, entry: Any, category: str, *, is_lora: bool) -> DiffusionM
     if not isinstance(entry, dict):
         return None
     rows = DiffusionModel.objects.usable_by(user)
-    lora = Q(type=DiffusionModel.Type.LORA)
-    rows = rows.filter(lora) if is_lora else rows.exclude(lora)
+    rows = rows.filter(ADAPTERS) if is_lora else rows.exclude(ADAPTERS)
     digest = str(entry.get("sha256") or "").lower()
     if len(digest) >= _LEAST_HASH and re.fullmatch(r"[0-9a-f]+", digest):
         by_hash: DiffusionModel | None = rows.filter(sha256__startswith=digest).first()

@@ -6,7 +6,7 @@ Each verb checks, writes and rings; none of them paints. Problems are raised as
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from generation_app.engine.request import (
 )
 from generation_app.foresight import foresee
 from generation_app.history import forecast
-from generation_app.inputs import Inputs, resolve_inputs, size_like
+from generation_app.inputs import Inputs, glance_at_inputs, resolve_inputs, size_like
 from generation_app.models import GeneratedImage, GenerationJob
 from generation_app.wording import TooManyVariations, take_loras, variations
 from models_app.models import DiffusionModel
@@ -58,6 +58,9 @@ class Chosen:
     def all(self) -> list[DiffusionModel]:
         """Every model whose files are needed."""
         return [self.base, *(lora for lora, _weight in self.loras)]
+
+
+FindInputs = Callable[[User, str, Mapping[str, Any]], Inputs]
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,8 @@ def _foretell(job: GenerationJob) -> None:
 def estimate_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Say how long a request would take, without making it.
 
+    Of the picture it would start from only the measures are looked at, and a mask is not needed.
+
     Returns:
         `total_steps`, `num_images`; `seconds` for the painting itself, `load_seconds` for a model
         that is not ready and `basis`, as in `history.Forecast`; `position` in the queue and
@@ -153,7 +158,7 @@ def estimate_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> di
     Raises:
         Problem: As `submit_generation`.
     """
-    asked = _understand(user, mode, body)
+    asked = _understand(user, mode, body, find_inputs=glance_at_inputs)
     request, base = asked.request, asked.chosen.base
     workers = live_workers(GenerationJob.queue_name)
     told = forecast(base, mode, request.as_parameters(), workers)
@@ -167,7 +172,9 @@ def estimate_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> di
     }
 
 
-def _understand(user: User, mode: str, body: Mapping[str, Any]) -> Asked:
+def _understand(
+    user: User, mode: str, body: Mapping[str, Any], *, find_inputs: FindInputs = resolve_inputs
+) -> Asked:
     """Resolve every value of a request and every model and picture it names."""
     if mode not in GenerationJob.Mode.values:
         raise Problem("method_unavailable", _("This site cannot do that yet."), status=404)
@@ -177,7 +184,7 @@ def _understand(user: User, mode: str, body: Mapping[str, Any]) -> Asked:
     defaults = {**base.default_settings, **model.default_settings}
     if base.architecture not in MODES[mode].architectures:
         defaults = {}  # refused below, and its sizes mean nothing here
-    inputs = resolve_inputs(user, mode, body)
+    inputs = find_inputs(user, mode, body)
     if inputs.image is not None:
         home = {**ARCHITECTURE_DEFAULTS.get(base.architecture, _NOWHERE), **defaults}
         size = (home["width"], home["height"])

@@ -30,6 +30,9 @@ class ModelFilter(filters.FilterSet):
     usable = filters.BooleanFilter(
         method="keep_usable", label=_("Ready, active and with a usable base.")
     )
+    is_adapter = filters.BooleanFilter(
+        method="keep_adapters", label=_("What is used on top of a base model, or what is not.")
+    )
     base_model = filters.NumberFilter(
         field_name="base_model_id",
         label=_("Id of the base model."),
@@ -54,6 +57,11 @@ class ModelFilter(filters.FilterSet):
         """Keep what can be used right now, or what cannot."""
         usable = DiffusionModel.objects.usable_by(self.request.user).values("pk")
         return rows.filter(pk__in=usable) if value else rows.exclude(pk__in=usable)
+
+    def keep_adapters(self, rows: QuerySet, name: str, value: bool) -> QuerySet:
+        """Keep adapters, or what paints by itself."""
+        adapters = DiffusionModel.objects.adapters().values("pk")
+        return rows.filter(pk__in=adapters) if value else rows.exclude(pk__in=adapters)
 
     def keep_owner(self, rows: QuerySet, name: str, value: str) -> QuerySet:
         """Keep one's own models, or the site's."""

@@ -48,9 +48,13 @@ class DiffusionModelQuerySet(OwnedQuerySet):
             ~ADAPTERS | Q(base_model__in=bases.values("pk")), **ready
         )
 
+    def adapters(self) -> Self:
+        """Keep what is painted with on top of a base model."""
+        return self.filter(ADAPTERS)
+
     def building_on(self, base: DiffusionModel) -> Self:
         """Keep what cannot be used without this base: the adapters that were trained on it."""
-        return self.live().filter(ADAPTERS, base_model=base)
+        return self.live().adapters().filter(base_model=base)
 
     def families(self, owner: User | None, dataset_name: str, base_model: DiffusionModel) -> Self:
         """Keep one user's trainings of one dataset on one base, deleted ones too."""

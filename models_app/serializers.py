@@ -37,6 +37,11 @@ class DiffusionModelSerializer(serializers.ModelSerializer):
         read_only=True, help_text="Ready, active and with a usable base."
     )
 
+    is_adapter = serializers.BooleanField(
+        read_only=True,
+        help_text="Whether it is used on top of a base model: a LoRA, or DreamBooth kept as one.",
+    )
+
     class Meta:
         model = DiffusionModel
         fields = (
@@ -44,6 +49,7 @@ class DiffusionModelSerializer(serializers.ModelSerializer):
             "name",
             "title",
             "type",
+            "is_adapter",
             "category",
             "architecture",
             "path",

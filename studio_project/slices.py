@@ -17,6 +17,9 @@ from studio_project.models import Worker
 class Slice:
     """The turn of one run.
 
+    It lasts as long as the job's class says, but works at least as long as it took to begin:
+    where starting takes longer than a turn, two users' jobs would otherwise do nothing else.
+
     Args:
         job: The claimed job; its class says how long a turn is.
     """
@@ -24,18 +27,21 @@ class Slice:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._started_at = time.monotonic()
-        self._has_stepped = False
+        self._first_step_at: float | None = None
         self.is_over = False
 
     def stepped(self) -> None:
         """Notes progress: every turn does at least one step, so that all jobs come to an end."""
-        self._has_stepped = True
+        if self._first_step_at is None:
+            self._first_step_at = time.monotonic()
 
     def look(self, worker: Worker, device: Device) -> None:
         """Ends the turn if it has lasted long enough and another user's job would come next."""
         job, seconds = self._job, self._job.slice_seconds()
-        lasted = time.monotonic() - self._started_at
-        if self.is_over or not seconds or lasted < seconds or not self._has_stepped:
+        if self.is_over or not seconds or self._first_step_at is None:
+            return
+        beginning = self._first_step_at - self._started_at
+        if time.monotonic() - self._started_at < max(seconds, 2 * beginning):
             return
         if job.step >= job.total_steps:
             return  # what is left is less work than coming back to it

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
-from datasets_app.models import DatasetImage
+from django.db.models import Max, Min, Sum
+
+from datasets_app.models import Dataset, DatasetImage
 from models_app.models import DiffusionModel
 from training_app.models import TrainingJob
+from training_app.trainer.config import TrainingConfig
 
 LIBRARIES = (
     "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow",
@@ -28,6 +31,36 @@ def library_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+class Repeats(NamedTuple):
+    """How often the pictures of a training are shown, one against the other.
+
+    Args:
+        least: Of the picture that is shown least.
+        most: Of the picture that is shown most.
+        total: Of all together; at least 1.
+    """
+
+    least: int
+    most: int
+    total: int
+
+
+def repeats_of(job: TrainingJob | None, dataset: Dataset | None) -> Repeats:
+    """Return the repeats of a training's frozen pictures; before the start, of the dataset's."""
+    if job is not None and job.manifest:
+        told = [int(image.get("repeats", 1)) for image in job.manifest["images"]]
+        return Repeats(min(told), max(told), sum(told))
+    pictures = DatasetImage.objects.live().filter(dataset=dataset)
+    found = pictures.aggregate(least=Min("repeats"), most=Max("repeats"), total=Sum("repeats"))
+    return Repeats(*(found[name] or 1 for name in Repeats._fields))
+
+
+def passes_range(config: TrainingConfig, repeats: Repeats) -> list[float]:
+    """Return how often the picture that is shown least is seen, and the one shown most."""
+    both = (repeats.least, repeats.most)
+    return [round(config.passes_per_image(repeats.total, each), 1) for each in both]
 
 
 def without_words(images: Iterable[DatasetImage], spare: str) -> list[DatasetImage]:
@@ -60,6 +93,7 @@ def freeze(
                 "key": image.key,
                 "pixel_sha256": image.pixel_sha256,
                 "caption": image.caption.strip() or spare,
+                "repeats": image.repeats,
                 "width": image.width,
                 "height": image.height,
             }

@@ -15,11 +15,13 @@ from models_app.models import DiffusionModel
 from studio_project.api import StrictSerializer
 from studio_project.job_serializers import FiniteField, JobProgressSerializer, JobSerializer
 from training_app import estimates
+from training_app.manifest import passes_range, repeats_of
 from training_app.models import TrainingCheckpoint, TrainingJob, TrainingNote, TrainingSample
 from training_app.texts import note_sentence
 from training_app.trainer.config import TrainingConfig
 
 LARGEST_ID = 2**63 - 1
+PASSES_RANGE = "Of the picture with the fewest repeats, and of the one with the most."
 
 
 class OutputModelSerializer(serializers.Serializer):
@@ -77,7 +79,8 @@ class TrainingEstimateSerializer(CostSerializer):
 
     total_steps = serializers.IntegerField()
     num_images = serializers.IntegerField()
-    passes_per_image = serializers.FloatField()
+    passes_per_image = serializers.FloatField(help_text="Of all pictures in the mean.")
+    passes_range = serializers.ListField(child=serializers.FloatField(), help_text=PASSES_RANGE)
     effective_learning_rate = serializers.FloatField(
         help_text="Learning rate times alpha / rank: what recipes compare by."
     )
@@ -137,6 +140,7 @@ class TrainingDetailSerializer(TrainingSerializer):
 
     num_images = serializers.SerializerMethodField()
     passes_per_image = serializers.SerializerMethodField()
+    passes_range = serializers.SerializerMethodField(help_text=PASSES_RANGE)
     effective_learning_rate = serializers.SerializerMethodField()
     cost = serializers.SerializerMethodField()
 
@@ -147,9 +151,16 @@ class TrainingDetailSerializer(TrainingSerializer):
         return job.dataset.num_items if job.dataset else 0
 
     def get_passes_per_image(self, job: TrainingJob) -> float | None:
-        """How often each picture is seen."""
+        """How often each picture is seen, in the mean."""
         config, number = _config_of(job), self.get_num_images(job)
         return round(config.passes_per_image(number), 1) if config and number else None
+
+    def get_passes_range(self, job: TrainingJob) -> list[float] | None:
+        """Of the picture with the fewest repeats, and of the one with the most."""
+        config = _config_of(job)
+        if config is None or not self.get_num_images(job):
+            return None
+        return passes_range(config, repeats_of(job, job.dataset))
 
     def get_effective_learning_rate(self, job: TrainingJob) -> float | None:
         """Learning rate times alpha / rank: what recipes compare by."""

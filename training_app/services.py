@@ -25,7 +25,7 @@ from studio_project.api import Problem
 from studio_project.models import User
 from training_app import estimates, files
 from training_app.actors import ring_measuring
-from training_app.manifest import freeze, without_words
+from training_app.manifest import freeze, passes_range, repeats_of, without_words
 from training_app.models import TrainingJob
 from training_app.texts import config_sentence
 from training_app.trainer.config import ConfigError, TrainingConfig, resolve_config
@@ -177,6 +177,7 @@ def estimate_training(
         "total_steps": resolved.max_train_steps,
         "num_images": dataset.num_items,
         "passes_per_image": round(resolved.passes_per_image(dataset.num_items), 1),
+        "passes_range": passes_range(resolved, repeats_of(None, dataset)),
         "effective_learning_rate": resolved.effective_learning_rate,
         "config": values,
         **cost.as_dict(resolved.max_train_steps),

@@ -24,6 +24,7 @@ from studio_project.paging import page_by_key
 from studio_project.waiting import Waiting
 from training_app import estimates
 from training_app.forms import METHOD_CARDS, PRESETS, applies, expert_groups
+from training_app.manifest import passes_range, repeats_of
 from training_app.models import TrainingJob, TrainingSample
 from training_app.services import TRAINABLE_ARCHITECTURES
 from training_app.texts import config_sentence, note_sentence
@@ -167,7 +168,7 @@ def _review(user: User, chosen: QueryDict) -> dict[str, Any]:
         "config": config,
         "method": TrainingJob.Type(method).label,
         "resolved_json": json.dumps(config.as_dict()),
-        "passes": config.passes_per_image(dataset.num_items),
+        "passes": passes_range(config, repeats_of(None, dataset)),
         "cost": cost,
         "seconds": cost.seconds(config.max_train_steps),
     }

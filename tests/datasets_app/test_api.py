@@ -25,7 +25,7 @@ DATASET_FIELDS = {
     "size_bytes", "cover_url",
 }  # fmt: skip
 IMAGE_FIELDS = {
-    "id", "dataset_id", "name", "caption", "width", "height", "format", "size_bytes",
+    "id", "dataset_id", "name", "caption", "repeats", "width", "height", "format", "size_bytes",
     "pixel_sha256", "url", "thumbnail_url", "created_at", "version",
 }  # fmt: skip
 
@@ -84,6 +84,8 @@ def test_the_way_of_a_dataset(api: Api, alice: User, slash: str) -> None:
 
     caption = client.patch(f"{url}/images/{image['id']}{slash}", {"caption": "a fox"})
     assert (caption.status_code, caption.json()["caption"]) == (200, "a fox")
+    repeats = client.patch(f"{url}/images/{image['id']}{slash}", {"repeats": 3})
+    assert (repeats.json()["caption"], repeats.json()["repeats"]) == ("a fox", 3)
     changed = client.patch(f"{url}{slash}", {"name": "Red foxes", "visibility": "shared"})
     assert (changed.status_code, changed.json()["name"]) == (200, "Red foxes")
     assert changed.json()["visibility"] == "shared"
@@ -245,11 +247,13 @@ def test_changing_names_the_wrong_field(
         ({"caption": "a\x1b"}, "caption"),
         ('{"caption": "half \\ud83e"}', "caption"),
         ({"caption": ["a"]}, "caption"),
-        ({}, "caption"),
+        ({"repeats": 0}, "repeats"),
+        ({"repeats": 101}, "repeats"),
+        ({"repeats": "often"}, "repeats"),
         ({"caption": "a", "width": 5}, "width"),
     ],
 )
-def test_captions_are_checked(
+def test_captions_and_repeats_are_checked(
     api: Api, alice: User, fox: DatasetImage, body: dict[str, Any] | str, field: str
 ) -> None:
     text = body if isinstance(body, str) else json.dumps(body)

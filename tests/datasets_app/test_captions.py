@@ -75,6 +75,19 @@ def test_metadata_knows_three_names_for_the_caption(key: str) -> None:
     assert found == Caption("metadata.jsonl, 0001.png", "set/train", "0001.png", "a fox", False)
 
 
+@pytest.mark.parametrize("repeats", [0, 101, 1.5, True, "3"])
+def test_repeats_in_metadata_are_whole_numbers_within_bounds(repeats: object) -> None:
+    data = lines(
+        {"file_name": "a.png", "text": "a", "repeats": repeats},
+        {"file_name": "b.png", "text": "b", "repeats": 7},
+    )
+    refused, taken = read_metadata(data, "m", "")
+    assert isinstance(refused, Refused)
+    assert (refused.code, refused.params["line"]) == ("repeats_invalid", 1)
+    assert isinstance(taken, Caption)
+    assert taken.repeats == 7
+
+
 def test_blank_lines_and_unknown_keys_are_fine() -> None:
     data = b"\n" + lines({"file_name": "a.png", "text": "a", "tags": [1]}) + b"\r\n\n"
     assert [caption.text for caption in read_metadata(data, "m", "")] == ["a"]

@@ -138,7 +138,7 @@ def test_versions_rise_with_every_change(alice: User, foxes: Dataset) -> None:
     copies = [DatasetImage.objects.get(pk=image.pk) for _index in range(4)]
     at_once(
         *(
-            lambda c=copy, n=n: services.set_caption(alice, c, f"{n}")
+            lambda c=copy, n=n: services.edit_image(alice, c, caption=f"{n}")
             for n, copy in enumerate(copies)
         )
     )

@@ -115,7 +115,7 @@ def test_strangers_find_nothing_and_guests_may_only_use(
         (services.share_dataset, (foxes, "shared")),
         (services.delete_dataset, (foxes,)),
         (services.add_files, (foxes, [upload("b.png", png(2))])),
-        (services.set_caption, (image, "mine")),
+        (services.edit_image, (image,)),
         (services.delete_image, (image,)),
     ]
     for verb, args in verbs:
@@ -316,7 +316,7 @@ def test_pictures_can_be_deleted(alice: User, foxes: Dataset, guards: list[Any])
     assert_counts_are_right(foxes)
     assert (foxes.num_items, foxes.version) == (1, version + 1)
     assert problem(services.delete_image, alice, first).status == 404
-    assert problem(services.set_caption, alice, first, "x").status == 404
+    assert problem(services.edit_image, alice, first, caption="x").status == 404
     assert services.collect_garbage(grace_seconds=0) == 1
     assert not storage.exists(first.key)
     assert storage.exists(second.key)
@@ -418,9 +418,9 @@ def test_metadata_captions_new_pictures_and_those_already_there(
     metadata = "\n".join(
         json.dumps(line)
         for line in (
-            {"file_name": "images/old.png", "text": "an old fox"},
+            {"file_name": "images/old.png", "text": "an old fox", "repeats": 3},
             {"file_name": "other.png", "caption": "by its stem"},
-            {"file_name": "new.png", "prompt": "a new fox"},
+            {"file_name": "new.png", "prompt": "a new fox", "repeats": 2},
             {"file_name": "nowhere.png", "text": "x"},
             {"file_name": "new.png", "text": "y" * 3000},
         )
@@ -431,6 +431,7 @@ def test_metadata_captions_new_pictures_and_those_already_there(
     }  # fmt: skip
     assert [image.original_name for image in result.updated] == ["old.png", "other.jpg"]
     assert [image.version for image in result.updated] == [2, 2]
+    assert [image.repeats for image in (*result.updated, *result.created)] == [3, 1, 2]
     assert codes(result) == {
         "metadata.jsonl:5": "caption_too_long", "metadata.jsonl, nowhere.png": "caption_unmatched",
     }  # fmt: skip
@@ -478,12 +479,12 @@ def test_captions_can_be_written(alice: User, foxes: Dataset, sent: Sent) -> Non
     version = foxes.version
     sent()
     image = DatasetImage.objects.get(pk=image.pk)
-    services.set_caption(alice, image, " a fox\n in snow ")
+    services.edit_image(alice, image, caption=" a fox\n in snow ")
     assert (image.caption, image.version) == ("a fox in snow", 2)
     ((_group, event),) = sent()
     assert event["version"] == version + 1
     for text, code in (("x" * 2001, "caption_too_long"), ("a\x00b", "caption_invalid")):
-        refused = problem(services.set_caption, alice, image, text)
+        refused = problem(services.edit_image, alice, image, caption=text)
         assert (refused.status, refused.code, list(refused.fields)) == (400, code, ["caption"])
     image.refresh_from_db()
     assert image.caption == "a fox in snow"

@@ -1,4 +1,4 @@
-"""Whatever is killed in the middle of a training, the result is the same, once."""
+"""Whatever stops a training in the middle, the result is the same, once."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from tests.e2e import work
 from tests.e2e.site import Site, poll
 
 ANSWER_SECONDS = 5
+SLICE_SECONDS = 6
 
 
 @pytest.fixture(scope="module")
 def own_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A site that these tests may break."""
-    running = Site(tmp_path_factory.mktemp("faults"), STUDIO_CHECKPOINT_SECONDS="1")
+    running = Site(
+        tmp_path_factory.mktemp("faults"),
+        STUDIO_CHECKPOINT_SECONDS="1",
+        STUDIO_TRAINING_SLICE_MINUTES=str(SLICE_SECONDS / 60),
+    )
     running.start()
     yield running
     running.stop()
@@ -109,6 +114,65 @@ def test_what_changes_meanwhile_changes_nothing(
     assert state["status"] == "completed", state
     got = work.weights(client, state["output_model"]["id"])
     assert all(np.array_equal(got[name], unbroken[name]) for name in got)
+
+
+LONG = {
+    "max_train_steps": 100_000,
+    "train_batch_size": 1,
+    "sample_every_steps": 0,
+    "checkpoint_every_steps": 20,
+}
+
+
+def _kept_at(client: DemoClient, job: str, step: int) -> dict[str, np.ndarray]:
+    """Wait for a checkpoint, end its training and return its weights."""
+
+    def found() -> Any:
+        listed = client.call("GET", f"/api/training/{job}/checkpoints/")["results"]
+        return next((entry for entry in listed if entry["step"] == step), None)
+
+    checkpoint = poll(found, seconds=120, what=f"the checkpoint of step {step}")
+    path = f"/api/training/{job}/checkpoints/{checkpoint['id']}/register"
+    model = client.call("POST", path, {})
+    client.call("POST", f"/api/training/{job}/cancel")
+    return work.weights(client, model["id"])
+
+
+def test_a_long_training_is_divided_for_a_short_one_and_does_not_change(
+    own_site: Site, client: DemoClient, dataset: int
+) -> None:
+    other = own_site.user()
+    pictures = work.dataset(other)
+    began = time.monotonic()
+    long = work.start_training(client, dataset, **LONG)
+    poll(lambda: work.training(client, long)["step"], seconds=120, what="its first step")
+    beginning = time.monotonic() - began
+    short = work.start_training(
+        other,
+        pictures,
+        max_train_steps=50,
+        train_batch_size=1,
+        sample_prompts=["a zorp"],
+        control_prompt="",
+    )
+    poll(
+        lambda: work.training(other, short)["status"] == "running",
+        # A turn works at least as long as it took to begin.
+        seconds=max(SLICE_SECONDS, 2 * beginning),
+        what="the short one running, at the end of the long one's turn",
+    )
+    divided_at = work.training(client, long)["step"]
+    state = work.finished(other, f"/api/training/{short}/progress")
+    assert state["status"] == "completed", state
+
+    step = 20 * (divided_at // 20 + 1)
+    got = _kept_at(client, long, step)
+    undivided = work.start_training(client, dataset, **LONG)
+    expected = _kept_at(client, undivided, step)
+    notes = client.call("GET", f"/api/training/{long}/log")["timeline"]
+    assert {"slice_over", "resumed"} <= {note["code"] for note in notes}
+    assert got.keys() == expected.keys()
+    assert all(np.array_equal(got[name], expected[name]) for name in got)
 
 
 def _ask_for_everything(client: DemoClient, dataset: int) -> tuple[str, str]:

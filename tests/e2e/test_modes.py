@@ -26,10 +26,10 @@ A1111 = (
 
 @pytest.fixture(scope="module")
 def loras(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Two LoRAs that everyone may use on the starter."""
+    """A LoRA and a DreamBooth kept as one, which everyone may use on the starter."""
     folder = tmp_path_factory.mktemp("loras")
     base = ROOT / "models_app" / "starter" / "weights"
-    for seed, name in enumerate(("mode-ink", "mode-oil")):
+    for seed, (name, kind) in enumerate((("mode-ink", "lora"), ("mode-oil", "dreambooth"))):
         path = make_lora(base, folder / f"{name}.safetensors", seed=seed)
         site.manage(
             "shell",
@@ -39,7 +39,7 @@ def loras(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
             "from studio_project import storage\n"
             f"size = storage.save('models/{name}.safetensors', Path({str(path)!r}))\n"
             "base = M.objects.get(type='base_model', category='image', availability='ready')\n"
-            f"M.objects.register(name={name!r}, title={name!r}, type='lora', base_model=base, "
+            f"M.objects.register(name={name!r}, title={name!r}, type={kind!r}, base_model=base, "
             f"visibility='shared', path='models/{name}.safetensors', size_bytes=size, "
             f"sha256={sha256_of(path)!r})",
         )
@@ -135,8 +135,11 @@ def test_a_dropped_picture_is_painted_over_and_a_part_of_it_anew(
     _paint(page, 1)
     expect(page.locator("#parameters-facts")).to_contain_text("0.50")
     expect(page.locator("#parameters-facts")).to_contain_text("64 × 64")
+    expect(page.locator("#expected")).to_have_text(re.compile(r"about \d"))
 
     page.locator("[data-mode=inpaint]").click()
+    # It needs no mask, and depends on which tests ran.
+    expect(page.locator("#expected")).to_have_text(re.compile(r"about \d|not known yet"))
     _slide(page, "#brush", "30")
     box = page.locator("#mask").bounding_box()
     assert box is not None
@@ -184,6 +187,7 @@ def test_a_picture_becomes_a_clip_that_plays(mover: None, generate: Page, pictur
     poll(lambda: video.evaluate("v => v.currentTime") > 0.2, seconds=10, what="the clip to play")
     assert video.evaluate("v => [v.videoWidth, v.videoHeight, v.duration]") == [128, 128, 1]
     expect(page.locator("#parameters-facts")).to_contain_text("4 at 4 a second")
+    expect(page.locator("#expected")).to_have_text(re.compile(r"about \d"))
     page.goto("/images")
     page.locator(".tile").first.click()
     expect(page.locator("dialog video")).to_be_visible()

@@ -343,3 +343,16 @@ def test_an_estimate_knows_the_mode(api: Api, alice: User, base: DiffusionModel)
     )
     assert answer.json()["total_steps"] == 15
     assert client.post("/api/generate/estimate", {**body, "mode": "x"}).status_code == 404
+
+
+def test_an_estimate_looks_at_measures_alone(
+    api: Api, alice: User, bob: User, base: DiffusionModel
+) -> None:
+    dataset = make_dataset(alice, captions=("a fox",))
+    image = {"dataset_image_id": dataset.images.get().pk}
+    body = {"model": "Base", "mode": "inpaint", "num_inference_steps": 10, "image": image}
+    path = "/api/generate/estimate"
+    assert api(alice).post(path, {**body, "strength": 0.5}).json()["total_steps"] == 5
+    assert not InputPicture.objects.exists()
+    for refused in (api(bob).post(path, body), api(alice).post(path, {**body, "image": None})):
+        assert list(refused.json()["errors"]) == ["image"]

@@ -32,7 +32,7 @@ def recall(client: APIClient, content: bytes, name: str = "a.png") -> Any:
 
 def test_a_pasted_text_fills_the_form(api: Api, alice: User, bob: User) -> None:
     base = make_base()
-    lora = make_lora(alice, base, "Ink")
+    lora = make_lora(alice, base, "Ink", type="dreambooth")
     answer = api(alice).post(PATH, {"text": TEXT})
     assert answer.status_code == 200, answer.data
     assert answer.json() == {

@@ -28,7 +28,7 @@ FIELDS = {
     "id", "name", "title", "type", "category", "architecture", "path", "is_active", "created_at",
     "base_model", "base_model_title", "owner", "visibility", "trigger_words", "description",
     "thumbnail_url", "default_settings", "size_bytes", "sha256", "availability",
-    "availability_detail", "usable", "source", "licence", "version",
+    "availability_detail", "usable", "is_adapter", "source", "licence", "version",
 }  # fmt: skip
 
 
@@ -108,15 +108,17 @@ def test_lists_filter(api: Api, make_base: Make, make_lora: Make, alice: User, b
     video = make_base("clips", category="video", architecture="svd")
     remote = make_base("far", availability="remote", path="")
     mine = make_lora(alice, title="Red fox", trigger_words=["sks café"], base_model=base)
-    other = make_lora(bob, visibility="shared", base_model=video)
+    other = make_lora(bob, type="dreambooth", visibility="shared", base_model=video)
     off = make_base("off", is_active=False)
     client = api(alice)
     every = {model.pk for model in (base, video, remote, mine, other, off)}
     assert listed(client) == every
     assert listed(client, category="video") == {video.pk, other.pk}
     assert listed(client, category="image") == every - {video.pk, other.pk}
-    assert listed(client, type="lora") == {mine.pk, other.pk}
-    assert listed(client, type=["lora", "base_model"]) == every
+    assert listed(client, type="lora") == {mine.pk}
+    assert listed(client, type=["lora", "base_model"]) == every - {other.pk}
+    assert listed(client, is_adapter="true") == {mine.pk, other.pk}
+    assert listed(client, is_adapter="false") == every - {mine.pk, other.pk}
     assert listed(client, base_model=base.pk) == {mine.pk}
     assert listed(client, owner="me") == {mine.pk}
     assert listed(client, owner="site") == every - {mine.pk, other.pk}

@@ -268,32 +268,6 @@ def test_keeping_before_the_first_step_ends_it_without_a_model(
     assert job.notes.filter(code="nothing_to_keep").exists()
 
 
-def test_a_long_training_lets_a_short_one_of_somebody_else_go_first(
-    worker: Worker, tiny_base: DiffusionModel, alice: User, bob: User, settings: Any
-) -> None:
-    settings.STUDIO_TRAINING_SLICE_MINUTES = 0.01
-    # What a step costs here is unknown: the long one is stopped once it has had two turns.
-    long, short = queue(alice, tiny_base, LONG), queue(bob, tiny_base)
-
-    def stop_soon(self: Recorder, message: Any) -> None:
-        record(self, message)
-        if self.job.pk == long.pk and self.job.epoch == 2:
-            services.stop_training(alice, again(long))
-
-    record = Recorder._step
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Recorder, "_step", stop_soon)
-        actors.train()
-    long.refresh_from_db()
-    short.refresh_from_db()
-    assert (long.status, short.status) == (Status.COMPLETED, Status.COMPLETED), long.log_tail
-    assert (long.epoch, long.crash_count) == (2, 0)
-    assert short.started_at < long.finished_at
-    notes = list(long.notes.values_list("code", flat=True))
-    assert notes.index("slice_over") < notes.index("resumed") < notes.index("kept")
-    assert steps_of(long) == list(range(1, long.step + 1))
-
-
 def test_a_base_that_was_taken_back_is_noticed_at_the_claim(
     worker: Worker, alice: User, bob: User, children: list[Child]
 ) -> None:

@@ -72,8 +72,26 @@ def test_an_estimate_makes_nothing(api: Api, alice: User, bob: User, body: Any) 
     answer = api(alice).post("/api/training/estimate", body).json()
     assert (answer["total_steps"], answer["num_images"]) == (100, 2)
     assert (answer["passes_per_image"], answer["seconds"]) == (100.0, None)
+    assert answer["passes_range"] == [100.0, 100.0]
     assert not TrainingJob.objects.exists()
     assert api(bob).post("/api/training/estimate/", body).status_code == 404
+
+
+def test_repeats_are_told_and_frozen(api: Api, alice: User, body: dict[str, Any]) -> None:
+    client = api(alice)
+    body = {**body, "config": {"max_train_steps": 100, "train_batch_size": 2}}
+    path = f"/api/datasets/{body['dataset_id']}/images"
+    image = client.get(path).json()["results"][0]["id"]
+    client.patch(f"{path}/{image}", {"repeats": 3})
+    job = client.post("/api/training/", body).json()
+    assert (job["passes_per_image"], job["passes_range"]) == (100.0, [50.0, 150.0])
+    client.post(f"/api/training/{job['id']}/start")
+    client.patch(f"{path}/{image}", {"repeats": 1})
+    row = TrainingJob.objects.get(pk=job["id"])
+    assert {entry["id"]: entry["repeats"] for entry in row.manifest["images"]}[image] == 3
+    assert client.get(f"/api/training/{job['id']}").json()["passes_range"] == [50.0, 150.0]
+    answer = client.post("/api/training/estimate", body).json()
+    assert answer["passes_range"] == [100.0, 100.0]
 
 
 def test_an_unknown_field_is_named(api: Api, alice: User, body: dict[str, Any]) -> None:

@@ -237,9 +237,10 @@ class TrainingConfig:
         """Whether pictures of the class are trained on beside the own ones."""
         return self.prior_loss_weight > 0
 
-    def passes_per_image(self, num_images: int) -> float:
-        """How often each of ``num_images`` pictures is seen."""
-        return self.max_train_steps * self.effective_batch_size / max(1, num_images)
+    def passes_per_image(self, total_repeats: int, repeats: int = 1) -> float:
+        """How often a picture is seen, by its repeats and those of all pictures together."""
+        passes = self.max_train_steps * self.effective_batch_size
+        return repeats * passes / max(1, total_repeats)
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {

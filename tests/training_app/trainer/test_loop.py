@@ -82,7 +82,6 @@ def unbroken(
 @pytest.mark.parametrize(
     "config",
     [
-        {"optimizer": "prodigy", "gradient_accumulation_steps": 2, "use_ema": True},
         {"optimizer": "adafactor", "shuffle_captions": True, "noise_offset": 0.1},
         {"mixed_precision": "fp16", "max_grad_norm": 0.1, "loss": "huber"},
     ],

@@ -128,10 +128,9 @@ def test_a_child_that_dies_is_resumed_to_the_same_weights(
             config | {"max_train_steps": 40, "checkpoint_every_steps": 20}, method=method, **changes
         )
 
-    # Unbroken in this process: another start of the libraries would show nothing more.
-    whole = Recorder()
-    run(whole, request(output_folder=str(tmp_path / "unbroken")))
-    expected = _weights(whole.of("done")[0])
+    unbroken = Recorder()
+    run(unbroken, request(output_folder=str(tmp_path / "unbroken")))
+    expected = _weights(unbroken.last)
 
     first = start(request())
     first.read_until("checkpoint")

@@ -21,7 +21,9 @@ from training_app.trainer.run import run
 
 Train = Callable[..., Recorder]
 
-STEPS = 8
+STEPS = 12
+#: How often a run is broken off, at steps that its name draws.
+BREAKS = 5
 DRAWING = {
     "max_train_steps": STEPS,
     "gradient_accumulation_steps": 2,
@@ -31,20 +33,25 @@ DRAWING = {
     "sample_inference_steps": 1,
     "sample_prompts": ["a zorp"],
     "control_prompt": "",
+    "checkpoint_every_steps": 5,
 }
 PRIOR = {"instance_prompt": "a zorp", "class_prompt": "a dog", "num_class_images": 3}
 #: Method and settings of a run, by what is special about it.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {"dropout": 0.2}),
-    "lora-average": ("lora", {"use_ema": True}),
+    "lora-average-prodigy": ("lora", {"use_ema": True, "optimizer": "prodigy"}),
     "lora-text": ("lora", {"train_text_encoder": True, "targets": "attention+feed_forward"}),
     "dora": ("lora", {"use_dora": True, "targets": "all"}),
     "dreambooth": ("dreambooth", PRIOR),
+    "dreambooth-average-prodigy": (
+        "dreambooth",
+        PRIOR | {"tune": "unet", "use_ema": True, "optimizer": "prodigy"},
+    ),
     "dreambooth-text": (
         "dreambooth",
         PRIOR | {"tune": "unet", "train_text_encoder": True, "learning_rate": 1e-4},
     ),
-    "full": ("full", {"use_ema": False, "learning_rate": 1e-4}),
+    "full-prodigy": ("full", {"use_ema": False, "optimizer": "prodigy"}),
     "full-text-average": (
         "full",
         {"use_ema": True, "train_text_encoder": True, "learning_rate": 1e-4},
@@ -91,7 +98,7 @@ def test_a_run_broken_off_ends_as_an_unbroken_one(
     expected = _bits(unbroken.last["outputs"])
     history = []
     resume: dict[str, Any] = {}
-    for step in sorted(random.Random(case).sample(range(1, STEPS), 2)):
+    for step in sorted(random.Random(case).sample(range(1, STEPS), BREAKS)):
         # Nothing but the step decides, whatever state the libraries are in.
         torch.manual_seed(step)
         history += _run(request("broken", **resume), Recorder(step, "pause")).history
@@ -112,7 +119,7 @@ def test_a_run_broken_off_ends_as_an_unbroken_one(
         ("lora-text", "sdxl"),
         ("dreambooth", "sdxl"),
         ("dreambooth-text", "sdxl"),
-        ("full", "sd2"),
+        ("full-prodigy", "sd2"),
         ("full-text-average", "sdxl"),
     ],
 )
@@ -209,7 +216,7 @@ def test_bfloat16_trains_text_encoders_and_whole_networks(train: Train, case: st
 
 def test_a_prompt_of_ones_own_makes_samples_that_follow_the_text_encoder(train: Train) -> None:
     config = {"train_text_encoder": True, "text_encoder_learning_rate": 0.05, "rank": 16}
-    config |= {"learning_rate": 1e-7, "sample_every_steps": 4}
+    config |= {"learning_rate": 1e-7, "sample_every_steps": STEPS // 2}
     recorder = train(DRAWING | config)
     first, second = (Path(sample["path"]).read_bytes() for sample in recorder.of("sample"))
     assert first != second

@@ -1,4 +1,4 @@
-/** Captions typed in place: saved after a pause and on leaving, with the state beside them. */
+/** Captions and repeats typed in place: saved after a pause and on leaving, with the state beside them. */
 
 import { api } from "./api.js";
 
@@ -23,7 +23,19 @@ async function save(area) {
   }
 }
 
-/** Start editing inside a container whose text areas name their address in `data-caption`. */
+async function saveRepeats(input) {
+  if (!input.reportValidity()) return;
+  const state = input.closest("li").querySelector("[data-state]");
+  state.textContent = gettext("Saving…");
+  try {
+    await api(input.dataset.repeats, { method: "PATCH", json: { repeats: input.valueAsNumber } });
+    state.textContent = gettext("Saved");
+  } catch (problem) {
+    state.textContent = problem.errors?.repeats?.[0]?.message ?? problem.message;
+  }
+}
+
+/** Start editing inside a container whose fields name their address in `data-caption` or `data-repeats`. */
 export function wireCaptions(container) {
   container.addEventListener("focusin", (event) => {
     const area = event.target.closest("[data-caption]");
@@ -34,6 +46,10 @@ export function wireCaptions(container) {
     if (!area) return;
     clearTimeout(timers.get(area));
     timers.set(area, setTimeout(save, PAUSE_MS, area));
+  });
+  container.addEventListener("change", (event) => {
+    const input = event.target.closest("[data-repeats]");
+    if (input) saveRepeats(input);
   });
   container.addEventListener("focusout", (event) => {
     const area = event.target.closest("[data-caption]");

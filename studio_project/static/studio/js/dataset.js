@@ -22,7 +22,7 @@ function refreshCounts() {
 
 function refreshPictures() {
   // Never under the hands of someone who types.
-  if (pictures.contains(document.activeElement) && document.activeElement.matches("textarea")) return;
+  if (pictures.contains(document.activeElement) && document.activeElement.matches("textarea, input")) return;
   htmx.trigger(pictures, "refresh");
 }
 

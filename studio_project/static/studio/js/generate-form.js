@@ -11,8 +11,10 @@ const WORDS = new Set(["prompt", "negative_prompt", "seed", "model"]);
 const FROM_PICTURE = new Set(["image-to-image", "inpaint", "image-to-video"]);
 
 export class GenerateForm {
-  constructor(element, { defaults, mode, start }) {
+  /** @param {{defaults: Object, mode: string, start: Object|null, onChanged: Function}} given */
+  constructor(element, { defaults, mode, start, onChanged }) {
     this.element = element;
+    this.onChanged = onChanged;
     this.defaults = defaults;
     this.touched = new Set();
     this.mode = "text-to-image";
@@ -179,13 +181,20 @@ export class GenerateForm {
       output.textContent = number(Number(field.value), (field.step.split(".")[1] ?? "").length);
     }
     this.element.querySelector("#hires-fields").hidden = !this.hires.checked;
+    this.onChanged();
+  }
+
+  /** Whether the site can say how long it would take: a request without a model or a picture it would refuse. */
+  get isForetold() {
+    return Boolean(this.model) && this.element.checkValidity() && (!FROM_PICTURE.has(this.mode) || Boolean(this.source.picture));
   }
 
   /**
    * The request as it is sent, after what it starts from was sent.
+   * @param {{masked: boolean}} options without the mask for an estimate, which needs none
    * @throws {Problem}
    */
-  async body() {
+  async body({ masked = this.mode === "inpaint" } = {}) {
     const body = { model: Number(this.picker.value) || "" };
     for (const field of this.fields) {
       if (!field.name || field.name === "model" || this.isAway(field)) continue;
@@ -194,7 +203,7 @@ export class GenerateForm {
     }
     const loras = this.loras.chosen();
     if (loras.length && this.mode !== "image-to-video") body.loras = loras;
-    if (FROM_PICTURE.has(this.mode)) Object.assign(body, await this.source.references(this.mode === "inpaint"));
+    if (FROM_PICTURE.has(this.mode)) Object.assign(body, await this.source.references(masked));
     return body;
   }
 

@@ -25,7 +25,7 @@ export class LoraRows {
     weight.value = String(value);
     const output = h("output", {}, number(value, 2));
     weight.addEventListener("input", () => (output.textContent = number(Number(weight.value), 2)));
-    const picker = h("model-picker", { types: "lora", label: gettext("LoRA"), name: "", "no-default": !lora, value: lora ? String(lora.id) : null });
+    const picker = h("model-picker", { adapters: "", label: gettext("LoRA"), name: "", "no-default": !lora, value: lora ? String(lora.id) : null });
     const remove = h("button", { type: "button", class: "quiet small", "aria-label": gettext("Remove this LoRA"), on: { click: () => { row.remove(); this.onChanged(); } } }, icon("x"));
     const row = h("li", {}, picker, h("div", { class: "slider" }, weight, output, remove));
     this.list.append(row);

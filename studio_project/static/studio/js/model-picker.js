@@ -2,7 +2,7 @@
  * `<model-picker>`: a combobox of models with picture, type, base and trigger word.
  *
  * Attributes: `name` (of the hidden field), `value` (an id), `types` (base_model, lora, …; empty for
- * all), `architectures` (those that may be chosen), `category` (image), `label`, `input-id`.
+ * all), `adapters` (only what is used on top of a base model), `architectures` (those that may be chosen), `category` (image), `label`, `input-id`.
  * Fires `change` when another model is chosen; `.model` is the chosen one.
  *
  * Long lists are searched by the API while one types. Models come and go live. One that cannot be
@@ -107,6 +107,7 @@ class ModelPicker extends HTMLElement {
   query(extra) {
     const parameters = new URLSearchParams({ limit: PAGE, category: this.getAttribute("category") ?? "image", ...extra });
     for (const type of this.wantedTypes()) if (!("type" in extra)) parameters.append("type", type);
+    if (this.wantsAdapters) parameters.append("is_adapter", "true");
     return `/api/models/?${parameters}`;
   }
 
@@ -114,10 +115,19 @@ class ModelPicker extends HTMLElement {
     return (this.getAttribute("types") ?? "").split(" ").filter(Boolean);
   }
 
+  get wantsAdapters() {
+    return this.hasAttribute("adapters");
+  }
+
+  isWanted(model) {
+    const wants = this.wantedTypes();
+    return model.category === (this.getAttribute("category") ?? "image") && (!wants.length || wants.includes(model.type)) && (!this.wantsAdapters || model.is_adapter);
+  }
+
   /** The first page of each group, so that base models are there however many LoRAs came later. */
   async refresh() {
     const wants = this.wantedTypes();
-    const lists = [this.query({ type: "base_model" })];
+    const lists = this.wantsAdapters ? [] : [this.query({ type: "base_model" })];
     if (!wants.length || wants.some((type) => type !== "base_model")) {
       lists.push(this.query({ owner: "me" }), this.query({ visibility: "shared" }));
     }
@@ -157,8 +167,7 @@ class ModelPicker extends HTMLElement {
     } catch (problem) {
       if (problem.status !== 404) return;
     }
-    const wants = this.wantedTypes();
-    const fits = model && model.category === (this.getAttribute("category") ?? "image") && (!wants.length || wants.includes(model.type));
+    const fits = model && this.isWanted(model);
     if (fits) this.models.set(model.id, model);
     else this.models.delete(Number(event.id));
     if (this.model && this.model.id === Number(event.id)) {

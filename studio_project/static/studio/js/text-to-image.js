@@ -11,10 +11,12 @@ import { toast, toastProblem } from "./toast.js";
 
 const EXPECT_MS = 400;
 const bench = document.getElementById("workbench");
+let expecting = 0;
 const form = new GenerateForm(document.getElementById("generate-form"), {
   defaults: JSON.parse(bench.dataset.defaults),
   mode: bench.dataset.mode,
   start: JSON.parse(bench.dataset.start),
+  onChanged: () => expectSoon(),
 });
 const stage = new Stage({
   form,
@@ -28,8 +30,6 @@ const sitting = new Sitting(document.getElementById("sitting"), {
   onFinished: () => expectSoon(),
 });
 
-let expecting = 0;
-
 /** Ask the site how long the request would take, once the person pauses. */
 function expectSoon() {
   clearTimeout(expecting);
@@ -41,10 +41,9 @@ async function showExpected() {
   const asked = expecting;
   let told;
   try {
-    // A request that would be refused is not asked about: that would only fill the console. Nor is
-    // one that starts from a picture: it would be sent along for nothing.
-    const isAsked = form.model && form.mode === "text-to-image" && form.element.checkValidity();
-    told = isAsked ? await api("/api/generate/estimate", { method: "POST", json: await form.body() }) : null;
+    // A request that would be refused is not asked about: that would only fill the console.
+    const asks = async () => ({ ...(await form.body({ masked: false })), mode: form.mode });
+    told = form.isForetold ? await api("/api/generate/estimate", { method: "POST", json: await asks() }) : null;
   } catch {
     told = null;
   }
@@ -141,8 +140,6 @@ function wireDrop() {
 wireDrop();
 form.element.elements.prompt.addEventListener("paste", pasted);
 form.element.addEventListener("submit", submit);
-form.element.addEventListener("input", expectSoon);
-form.element.addEventListener("change", expectSoon);
 form.element.elements.prompt.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
@@ -154,5 +151,4 @@ on(["generation_job.previewed"], (event) => stage.preview(event));
 on(["generation_job.deleted"], (event) => sitting.remove(event.id));
 on(["queue.changed"], () => sitting.refreshWaiting());
 watch(() => sitting.refresh());
-expectSoon();
 openWith();

@@ -1,0 +1,42 @@
+"""How long a turn lasts."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from studio_project import slices
+from studio_project.models import Worker
+from studio_project.slices import Slice
+
+
+class _Device:
+    def free_bytes(self, kind: str) -> None:
+        return None
+
+
+@pytest.mark.parametrize(("first_step_at", "over_at"), [(1.0, 5.0), (4.0, 8.0)])
+def test_a_turn_works_at_least_as_long_as_it_took_to_begin(
+    first_step_at: float, over_at: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(slices, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(slices.jobs, "others_first", lambda *args: True)
+    job: Any = SimpleNamespace(
+        slice_seconds=lambda: 5.0, step=1, total_steps=9, queue_name="training"
+    )
+    turn = Slice(job)
+
+    def is_over(now: float) -> bool:
+        clock.now = now
+        turn.look(Worker(), cast(Any, _Device()))
+        return turn.is_over
+
+    assert not is_over(100.0)  # not one step is done yet
+    for now in (first_step_at, first_step_at + 1):
+        clock.now = now
+        turn.stepped()
+    assert not is_over(over_at - 0.1)
+    assert is_over(over_at)
