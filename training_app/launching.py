@@ -12,11 +12,12 @@ TRAINER = "training_app.trainer"
 _LAUNCHER = (
     "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no",
     "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1",
+    # They meet at a port that the system chooses, so that two launches on one machine do not clash.
+    # The launcher's own way to do that (standalone) would read pickles from that port.
+    "--main_process_port", "0",
 )  # fmt: skip
-# The launcher meets its processes at a port that the system chooses, so that two launches on one
-# machine do not clash, and all they say to each other stays on this machine.
-_LAUNCHER_ENVIRONMENT = {"PET_STANDALONE": "1", "PET_LOCAL_ADDR": "127.0.0.1"}
-_ON_LINUX = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+# What the processes say to each other stays on this machine.
+_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
 def start_trainer(share: DeviceShare) -> Child:
@@ -24,6 +25,6 @@ def start_trainer(share: DeviceShare) -> Child:
     count = len(devices_of(share.device))
     if count == 1:
         return Child(TRAINER, nice=share.nice)
-    env = _LAUNCHER_ENVIRONMENT | (_ON_LINUX if sys.platform == "linux" else {})
+    env = _LOOPBACK if sys.platform == "linux" else {}
     command = [sys.executable, "-m", *_LAUNCHER, "--num_processes", str(count)]
     return Child([*command, "--module", TRAINER], env=env, nice=share.nice)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import Any
 
@@ -17,16 +16,12 @@ def handle(channel: Channel, request: dict[str, Any]) -> None:
     ranks = Ranks.join()
     told = ranks.share(request)
     number = torch.tensor([float(ranks.number)])
-    step = 0
-    while not (how := ranks.agree_on_word(channel.stop_requested())):
+    ranks.average([number])
+    channel.send("began", mean=float(number), told=told)
+    while not ranks.agree_on_word(channel.stop_requested()):
         ranks.average([number])
-        step += 1
-        if step == 1:
-            channel.send("began", mean=float(number), told=told)
-    logging.error("rank %s stops after step %s", ranks.number, step)
-    channel.send("stopped", how=how, step=step)
+    ranks.leave()
 
 
 if __name__ == "__main__":
-    logging.basicConfig()
     sys.exit(run_child(handle, once=True))

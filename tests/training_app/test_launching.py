@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 
@@ -52,21 +51,10 @@ def _ranks(child: Child) -> list[psutil.Process]:
     return sorted(found, key=lambda process: process.environ()["RANK"])
 
 
-def test_both_ranks_stop_at_the_same_step(child: Child) -> None:
-    assert len(_ranks(child)) == 2
-    child.send({"cmd": "stop", "how": "pause"})
-    stopped = child.messages.get(30)
-    assert stopped is not None and stopped["how"] == "pause"
-    assert child._process.wait(30) == 0
-    child.kill()
-    stops = re.findall(r"rank (\d) stops after step (\d+)", child.log_tail())
-    assert sorted(stops) == [("0", str(stopped["step"])), ("1", str(stopped["step"]))]
-
-
-@pytest.mark.parametrize("victim", ["launcher", "first rank", "other rank"])
+@pytest.mark.parametrize("victim", ["launcher", "first rank"])
 def test_no_process_is_left_when_one_is_killed(child: Child, victim: str) -> None:
-    launcher, first, other = psutil.Process(child.pid), *_ranks(child)
-    {"launcher": launcher, "first rank": first, "other rank": other}[victim].kill()
+    first, other = _ranks(child)
+    {"launcher": psutil.Process(child.pid), "first rank": first}[victim].kill()
     # The end without a word is what a crash looks like: the job goes on from its checkpoint.
     deadline = time.monotonic() + 20
     while not child.messages.finished and time.monotonic() < deadline:

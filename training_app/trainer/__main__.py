@@ -33,5 +33,21 @@ def main() -> int:
     return run_child(_handle, once=True)
 
 
+def _end(status: int) -> None:
+    """Ends this process; one of several ranks at once.
+
+    A tidy end would wait for ranks that are gone, or be broken off by the threads that listen to
+    them, and what there is to say has been said.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        logging.shutdown()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status = main()
+    except SystemExit as lost:  # another rank is gone
+        status = int(lost.code or 0)
+    _end(status)

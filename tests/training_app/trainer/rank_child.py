@@ -1,11 +1,12 @@
-"""One of two ranks: steps whose gradients are kept, faults, and runs that are stopped.
+"""What each of two ranks does for ``test_ranks``: steps whose gradients are kept, and runs.
 
-It does what ``test_ranks`` asks of it in one launch, and writes what came out for each rank.
+The test itself is the first rank; run as a script this is the other one, which dies at the end.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,12 @@ class Staying(Ranks):
         self.require_same(0)
 
 
-def _steps(recorder: Recorder) -> list[int]:
-    return [entry[0] for entry in recorder.history]
-
-
 def _run(ranks: Ranks, request: dict[str, Any], recorder: Recorder | None = None) -> dict[str, Any]:
     """What a run told on this rank."""
     recorder = recorder or Recorder()
     run(recorder, request if ranks.is_first else {}, ranks)
     return {
-        "steps": _steps(recorder),
+        "steps": [entry[0] for entry in recorder.history],
         "losses": [entry[1] for entry in recorder.history],
         "notes": [note["code"] for note in recorder.of("note")],
         "end": recorder.of("stopped") or [m["type"] for m in recorder.of("done")],
@@ -55,25 +52,22 @@ def _run_short_of_memory(ranks: Ranks, request: dict[str, Any]) -> dict[str, Any
         return add_up(self)
 
     Training._add_up = fail  # type: ignore[method-assign]
-    told = _run(ranks, request)
-    Training._add_up = add_up  # type: ignore[method-assign]
-    return told
+    try:
+        return _run(ranks, request)
+    finally:
+        Training._add_up = add_up  # type: ignore[method-assign]
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
-    torch.set_num_threads(1)
-    reporting.MESSAGES_PER_SECOND = 1e9
+def take_part(ranks: Ranks, folder: Path) -> None:
+    """Does everything that is ordered; leaves a file of each kind for this rank."""
     orders = json.loads((folder / "orders.json").read_text())
-    ranks = Staying.join()
     for name, request in orders["gradients"].items():
         save_file(first_gradients(request, ranks), folder / f"{name}.{ranks.number}.safetensors")
+    # Only the first rank is asked to stop.
+    asked = Recorder(stop_at=3 if ranks.is_first else None, how="pause")
     told = {
         "whole": _run(ranks, orders["whole"]),
-        # Only the first rank is asked to stop.
-        "paused": _run(
-            ranks, orders["paused"], Recorder(stop_at=3 if ranks.is_first else None, how="pause")
-        ),
+        "paused": _run(ranks, orders["paused"], asked),
         "resumed": _run(ranks, orders["resumed"]),
         "short": _run_short_of_memory(ranks, orders["short"]),
     }
@@ -81,4 +75,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    reporting.MESSAGES_PER_SECOND = 1e9
+    take_part(Staying.join(), Path(sys.argv[1]))
+    os._exit(9)

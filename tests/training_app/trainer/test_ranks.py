@@ -7,19 +7,25 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
+import training_app.trainer.ranks as ranks_module
+import training_app.trainer.reporting as reporting
 from tests.training_app.trainer.conftest import (
     ONE_SAMPLE,
     Finished,
     first_gradients,
     request_for,
 )
+from tests.training_app.trainer.rank_child import Staying, take_part
+from training_app.trainer.ranks import EXIT_RANK_LOST, RankLost
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARED = ONE_SAMPLE | {"num_devices": 2, "max_train_steps": 6, "checkpoint_every_steps": 2}
@@ -42,7 +48,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Launch:
-    """What two ranks did."""
+    """What two ranks did, and how the first one found the other dead."""
 
     def __init__(self, folder: Path, orders: dict[str, Any]) -> None:
         self.folder, self.orders = folder, orders
@@ -50,21 +56,28 @@ class Launch:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        env |= {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+        env |= {"RANK": "0", "GLOO_SOCKET_IFNAME": "lo"}
         module = [sys.executable, "-m", "tests.training_app.trainer.rank_child", str(folder)]
-        log = folder / "log"
-        with log.open("w") as stream:
-            processes = [
-                subprocess.Popen(module, cwd=ROOT, env=env | {"RANK": rank}, stderr=stream)
-                for rank in "01"
-            ]
+        with pytest.MonkeyPatch.context() as patch, (folder / "log").open("w") as log:
+            for name, value in env.items():
+                patch.setenv(name, value)
+            patch.setattr(reporting, "MESSAGES_PER_SECOND", 1e9)
+            patch.setattr(ranks_module, "TIMEOUT", timedelta(seconds=120))
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            other = subprocess.Popen(module, cwd=ROOT, env=os.environ | {"RANK": "1"}, stderr=log)
             try:
-                assert [process.wait(120) for process in processes] == [0, 0], log.read_text()
+                ranks = Staying.join()
+                take_part(ranks, folder)
+                self.status = other.wait(60)
+                with pytest.raises(RankLost) as self.lost, ranks.together():
+                    pass
             finally:
-                for process in processes:
-                    process.kill()
-                    process.wait()
+                other.kill()
+                other.wait()
+                torch.set_num_threads(threads)
+                dist.destroy_process_group()
 
     def gradients(self, name: str, rank: int) -> dict[str, torch.Tensor]:
         return load_file(self.folder / f"{name}.{rank}.safetensors")
@@ -81,7 +94,7 @@ def launch(
     finished: Finished,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Launch:
-    """One launch that does all there is to see; starting torch twice is what takes long."""
+    """One launch that does all there is to see: starting a second process is what takes long."""
     folder = tmp_path_factory.mktemp("ranks")
 
     def order(name: str, config: dict[str, Any], method: str = "lora") -> dict[str, Any]:
@@ -145,3 +158,10 @@ def test_memory_that_runs_out_on_one_halves_the_batch_of_both(launch: Launch) ->
     assert first["losses"] == second["losses"]
     assert first["steps"] == [1, 2, 3, 3, 4, 5, 6]
     assert first["end"] == ["done"]
+
+
+def test_the_loss_of_a_rank_ends_the_first_without_a_word(launch: Launch) -> None:
+    # No handler of errors may take it for one: the worker shall see a crash.
+    assert launch.status == 9
+    assert not isinstance(launch.lost.value, Exception)
+    assert launch.lost.value.code == EXIT_RANK_LOST
