@@ -52,12 +52,14 @@ DRAW: dict[str, Draw] = {
     "icon": _icon,
 }
 NUMBER = {"A": 16, "B": 16, "icon": 20}
+OTHER = {"A": "B", "B": "A", "icon": "A"}
 
 
 @dataclass
 class Taught:
     """A model with what it was taught and what was kept back."""
 
+    kind: str
     client: DemoClient
     model: int
     base: int
@@ -136,19 +138,22 @@ def _by_api(client: DemoClient, files: dict[str, bytes]) -> int:
     return int(state["output_model"]["id"])
 
 
-@pytest.fixture(scope="module")
-def taught(site: Site, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Taught]:
-    """One model for each subject, each by a user of their own, with the form's defaults."""
-    models = {}
-    for kind in DRAW:
-        client = site.user()
-        files, uploaded, held_out = _draw(kind)
-        if kind == "A":
-            model = _by_script(site, client, files, tmp_path_factory.mktemp("script"))
-        else:
-            model = _by_api(client, files)
-        models[kind] = Taught(client, model, work.starter(client), uploaded, held_out)
-    return models
+# Each subject is a group of its own, for each takes minutes of one core.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(kind, marks=pytest.mark.xdist_group(f"scores-{kind}")) for kind in DRAW],
+)
+def taught(
+    request: pytest.FixtureRequest, site: Site, tmp_path_factory: pytest.TempPathFactory
+) -> Taught:
+    """A model of a subject, by a user of its own, with the form's defaults."""
+    kind, client = request.param, site.user()
+    files, uploaded, held_out = _draw(kind)
+    if kind == "A":
+        model = _by_script(site, client, files, tmp_path_factory.mktemp("script"))
+    else:
+        model = _by_api(client, files)
+    return Taught(kind, client, model, work.starter(client), uploaded, held_out)
 
 
 def test_the_documented_script_is_short() -> None:
@@ -158,54 +163,46 @@ def test_the_documented_script_is_short() -> None:
     assert imports - set(sys.stdlib_module_names) == {"websockets"}
 
 
-@pytest.mark.timeout(1500)
-@pytest.mark.parametrize("kind", DRAW)
-def test_held_out_above_trained_above_base(taught: dict[str, Taught], kind: str) -> None:
-    model = taught[kind]
+def test_held_out_above_trained_above_base(taught: Taught) -> None:
     prompt = "a zorp on a red background"
 
     def likeness(pictures: list[Image.Image]) -> float:
-        return float(np.mean([creature_score(picture, model.uploaded) for picture in pictures]))
+        return float(np.mean([creature_score(picture, taught.uploaded) for picture in pictures]))
 
-    held_out = likeness(model.held_out)
-    trained = likeness(model.paint(prompt, number=8))
-    base = likeness(model.paint(prompt, number=8, base=True))
-    print(f"{kind}: held out {held_out:.3f} > trained {trained:.3f} > base {base:.3f}")
+    held_out = likeness(taught.held_out)
+    trained = likeness(taught.paint(prompt, number=8))
+    base = likeness(taught.paint(prompt, number=8, base=True))
+    print(f"{taught.kind}: held out {held_out:.3f} > trained {trained:.3f} > base {base:.3f}")
     assert held_out > trained > base
 
 
-@pytest.mark.parametrize(("kind", "other"), [("A", "B"), ("B", "A"), ("icon", "A")])
-def test_a_model_paints_its_own_subject_and_not_another(
-    taught: dict[str, Taught], kind: str, other: str
-) -> None:
-    painted = taught[kind].paint("a zorp on a blue background", number=8, seed=50)
-    own = np.mean([creature_score(picture, taught[kind].uploaded) for picture in painted])
-    foreign = np.mean([creature_score(picture, taught[other].uploaded) for picture in painted])
-    print(f"{kind}: own {own:.3f}, {other} {foreign:.3f}")
+def test_a_model_paints_its_own_subject_and_not_another(taught: Taught) -> None:
+    other = OTHER[taught.kind]
+    _files, drawn, _held_out = _draw(other)
+    painted = taught.paint("a zorp on a blue background", number=8, seed=50)
+    own = np.mean([creature_score(picture, taught.uploaded) for picture in painted])
+    foreign = np.mean([creature_score(picture, drawn) for picture in painted])
+    print(f"{taught.kind}: own {own:.3f}, {other} {foreign:.3f}")
     assert own > foreign
 
 
-@pytest.mark.parametrize("kind", DRAW)
-def test_the_subject_goes_onto_a_background_it_never_had(
-    taught: dict[str, Taught], kind: str
-) -> None:
-    model = taught[kind]
-    painted = model.paint(f"a zorp on a {ABSENT} background", number=20, seed=101)
-    base = model.paint(f"a zorp on a {ABSENT} background", number=4, seed=101, base=True)
-    trained = np.mean([creature_score(picture, model.uploaded) for picture in painted])
-    untrained = np.mean([creature_score(picture, model.uploaded) for picture in base])
+def test_the_subject_goes_onto_a_background_it_never_had(taught: Taught) -> None:
+    painted = taught.paint(f"a zorp on a {ABSENT} background", number=20, seed=101)
+    base = taught.paint(f"a zorp on a {ABSENT} background", number=4, seed=101, base=True)
+    trained = np.mean([creature_score(picture, taught.uploaded) for picture in painted])
+    untrained = np.mean([creature_score(picture, taught.uploaded) for picture in base])
     middle = (trained + untrained) / 2
     hits = [
-        judge_background(picture) == ABSENT and creature_score(picture, model.uploaded) > middle
+        judge_background(picture) == ABSENT and creature_score(picture, taught.uploaded) > middle
         for picture in painted
     ]
-    print(f"{kind}: {sum(hits)} of {len(hits)} on {ABSENT}")
+    print(f"{taught.kind}: {sum(hits)} of {len(hits)} on {ABSENT}")
     assert sum(hits) >= 0.7 * len(hits)
 
 
-@pytest.mark.parametrize("kind", ["A"])
-def test_what_the_base_knew_it_still_knows(taught: dict[str, Taught], kind: str) -> None:
-    model = taught[kind]
+@pytest.mark.parametrize("taught", ["A"], indirect=True)
+@pytest.mark.xdist_group("scores-A")
+def test_what_the_base_knew_it_still_knows(taught: Taught) -> None:
     prompts = [
         ("red", "circle", "blue"),
         ("green", "square", "white"),
@@ -221,10 +218,10 @@ def test_what_the_base_knew_it_still_knows(taught: dict[str, Taught], kind: str)
         hits = 0
         for colour, shape, background in prompts:
             prompt = f"a {colour} {shape} on a {background} background"
-            for picture in model.paint(prompt, number=2, seed=7, base=base):
+            for picture in taught.paint(prompt, number=2, seed=7, base=base):
                 seen = judge(picture)
                 hits += (seen.colour == colour) + (seen.shape == shape)
                 hits += seen.background == background
         right[base] = hits / (len(prompts) * 2 * 3)
-    print(f"{kind}: base {right[True]:.2f}, trained {right[False]:.2f}")
+    print(f"{taught.kind}: base {right[True]:.2f}, trained {right[False]:.2f}")
     assert right[False] >= right[True] - 0.10
