@@ -36,6 +36,7 @@ from training_app.trainer.presets import (
     Preset,
     find_preset,
 )
+from training_app.trainer.rhythm import sample_rhythm
 
 MAXIMUM_SEED = 2**32 - 1
 MAXIMUM_PROMPT = 2000
@@ -114,7 +115,7 @@ class TrainingConfig:
         crop_variants: How many random parts of each picture are learned.
         validation_images: Pictures that are not learned from but tell how well the others
             carry over; 0 holds none out.
-        checkpoint_every_steps: Steps between checkpoints; 0 makes it a tenth of the run.
+        checkpoint_every_steps: Steps between checkpoints; 0 makes ten at most, with samples.
         choose: The result: the weights of the ``last`` step, or of the checkpoint with the
             ``best``, that is lowest, held-out loss.
     """
@@ -371,10 +372,11 @@ def _complete(values: dict[str, Any], preset: Preset, num_images: int) -> dict[s
     passes = min(max(passes, preset.minimum_passes), preset.maximum_passes)
     batch = checked["train_batch_size"] * checked["gradient_accumulation_steps"]
     values.setdefault("max_train_steps", math.ceil(passes / batch))
-    steps = check_number(FIELDS["max_train_steps"], values["max_train_steps"])
+    steps = int(check_number(FIELDS["max_train_steps"], values["max_train_steps"]))
     values.setdefault("alpha", checked["rank"])
     values.setdefault("lr_warmup_steps", round(steps * 0.05))
-    values.setdefault("sample_every_steps", math.ceil(steps / 4))
+    every = check_number(FIELDS["checkpoint_every_steps"], values["checkpoint_every_steps"])
+    values.setdefault("sample_every_steps", sample_rhythm(steps, int(every), preset.choices))
     _complete_validation(values, num_images)
     return values
 

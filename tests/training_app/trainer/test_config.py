@@ -53,7 +53,7 @@ def test_twice_the_batch_takes_half_the_steps() -> None:
 
 def test_alpha_follows_rank_and_warmup_and_samples_follow_the_steps() -> None:
     config = _resolve({"rank": 8, "max_train_steps": 1000})
-    assert (config.alpha, config.lr_warmup_steps, config.sample_every_steps) == (8, 50, 250)
+    assert (config.alpha, config.lr_warmup_steps, config.sample_every_steps) == (8, 50, 100)
     assert config.effective_learning_rate == config.learning_rate
     assert _resolve({"rank": 8, "alpha": 2}).effective_learning_rate == pytest.approx(5e-5)
 
