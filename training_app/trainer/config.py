@@ -67,7 +67,8 @@ class TrainingConfig:
             direction (DoRA).
         train_text_encoder: Whether the text encoders learn too, by adapters or as a whole
             like the denoiser. Their prompts are then encoded in every step.
-        text_encoder_learning_rate: Peak learning rate of the text encoders.
+        text_encoder_learning_rate: Peak learning rate of the text encoders; with Prodigy its
+            ratio to the other one counts.
         instance_prompt: DreamBooth: the prompt of pictures that have no caption.
         class_prompt: DreamBooth: the prompt of what the subject is one of.
         prior_loss_weight: DreamBooth: how much pictures of the class, painted by the base
@@ -129,7 +130,7 @@ class TrainingConfig:
     dropout: float = number(0, 0.9)
     use_dora: bool
     train_text_encoder: bool
-    text_encoder_learning_rate: float = number(1e-8, 0.1)
+    text_encoder_learning_rate: float = number(1e-8, 1)
     instance_prompt: str = text(MAXIMUM_PROMPT)
     class_prompt: str = text(MAXIMUM_PROMPT)
     prior_loss_weight: float = number(0, 10)
@@ -188,9 +189,10 @@ class TrainingConfig:
                 "not_a_multiple",
                 multiple=RESOLUTION_STEP,
             )
-        if self.optimizer != "prodigy" and self.learning_rate > MAXIMUM_LEARNING_RATE:
-            low = FIELDS["learning_rate"].metadata["minimum"]
-            raise out_of_range("learning_rate", low, MAXIMUM_LEARNING_RATE)
+        for name in ("learning_rate", "text_encoder_learning_rate"):
+            if self.optimizer != "prodigy" and getattr(self, name) > MAXIMUM_LEARNING_RATE:
+                low = FIELDS[name].metadata["minimum"]
+                raise out_of_range(name, low, MAXIMUM_LEARNING_RATE)
         if self.choose == "best" and self.validation_images == 0:
             raise ConfigError("choose", "needs pictures that are held out", "needs_validation")
 
@@ -261,7 +263,7 @@ def resolve_config(
     asked: Mapping[str, Any],
     *,
     architecture: str,
-    method: str = "lora",
+    method: str,
     base_defaults: Mapping[str, Any] | None = None,
     num_images: int,
 ) -> TrainingConfig:
@@ -302,7 +304,8 @@ def resolve_config(
     values |= {"preset": preset_name, "tune": tune}
     if values["optimizer"] == "prodigy":
         # What was tuned for an optimizer that is told its rate would not fit this one.
-        values |= {"learning_rate": 1.0, "lr_scheduler": "constant"} | given
+        rates = {"learning_rate": 1.0, "lr_scheduler": "constant"} | given
+        values |= {"text_encoder_learning_rate": rates["learning_rate"]} | rates
     _complete_prior(values, method)
     config = TrainingConfig(**_complete(values, preset, num_images))
     check_method(config, method)

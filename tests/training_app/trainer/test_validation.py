@@ -25,7 +25,7 @@ HELD_OUT = ONE_SAMPLE | {"validation_images": 2}
 def test_held_out_pictures_are_chosen_by_the_seed() -> None:
     def choose(seed: int, count: int = 3, num_images: int = 20) -> tuple[int, ...]:
         asked = {"seed": seed, "validation_images": count}
-        config = resolve_config(asked, architecture="sd1", num_images=num_images)
+        config = resolve_config(asked, architecture="sd1", method="lora", num_images=num_images)
         return choose_held_out(num_images, config)
 
     assert choose(1) == choose(1) == tuple(sorted(set(choose(1))))
