@@ -6,7 +6,6 @@ legal transitions of a job are those of `studio_project.jobs.Job`.
 
 from __future__ import annotations
 
-import math
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
@@ -19,10 +18,8 @@ from django.utils.translation import gettext_lazy as _
 from datasets_app.models import Dataset
 from models_app.models import DiffusionModel
 from studio_project.jobs import Job
+from training_app.trainer.rhythm import checkpoint_rhythm
 
-# How many checkpoints of a run are kept for choosing, unless the configuration says how many steps
-# lie between them.
-CHOICES = 10
 # How long one may still choose, or go on, after a training has ended.
 KEPT_AFTER_END = timedelta(days=14)
 
@@ -103,8 +100,12 @@ class TrainingJob(Job):
     @property
     def checkpoint_rhythm(self) -> int:
         """How many steps lie between two checkpoints that are kept for choosing."""
-        asked = self.resolved_config.get("checkpoint_every_steps")
-        return int(asked or max(1, math.ceil(self.total_steps / CHOICES)))
+        config = self.resolved_config
+        return checkpoint_rhythm(
+            self.total_steps,
+            config.get("sample_every_steps", 0),
+            config.get("checkpoint_every_steps", 0),
+        )
 
     def is_choice(self, step: int) -> bool:
         """Whether the weights of this step are kept for choosing."""

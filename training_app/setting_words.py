@@ -225,7 +225,7 @@ WORDS: Mapping[str, tuple[Words, Words, Words]] = {
     ),
     "checkpoint_every_steps": (
         _("Checkpoints every"),
-        _("Steps between states you can choose from; 0 makes ten in all."),
+        _("Steps between states you can choose from; 0 makes ten at most, each with samples."),
         _("steps"),
     ),
     "choose": (

@@ -110,10 +110,10 @@ def test_from_a_dataset_to_a_picture_of_the_trained_model(
     content = content_of(model.path)
     assert hashlib.sha256(content).hexdigest() == model.sha256
     assert TrainingCheckpoint.objects.filter(job=job, model=model).count() == 1
-    # Every tenth can be chosen; the last one is the result, and whole, to be extended.
-    assert [row.step for row in job.checkpoints.all()] == list(range(20, 0, -2))
+    # What has samples can be chosen; the last one is the result, and whole, to be extended.
+    assert [row.step for row in job.checkpoints.all()] == [20, 10]
     assert [row.step for row in job.checkpoints_for_resume()] == [20]
-    assert {entry["name"] for entry in job.checkpoints.get(step=2).files} == {files.ADAPTER}
+    assert {entry["name"] for entry in job.checkpoints.get(step=10).files} == {files.ADAPTER}
     kohya = storage.local_copy(kohya_key(model.path))
     assert inspect_adapter(kohya).layout == "kohya"
     assert [entry["layout"] for entry in model.files] == ["diffusers", "kohya"]

@@ -61,7 +61,11 @@ def ask(client: APIClient, user: User, base: DiffusionModel, **config: Any) -> d
 def resolved(base: DiffusionModel, **config: Any) -> dict[str, Any]:
     values = {"max_train_steps": 100, **config}
     return resolve_config(
-        values, architecture="sd1", base_defaults=base.default_settings, num_images=2
+        values,
+        architecture="sd1",
+        method="lora",
+        base_defaults=base.default_settings,
+        num_images=2,
     ).as_dict()
 
 

@@ -25,7 +25,9 @@ IN_THE_OPEN = {"preset", "trigger_word"}
 
 
 def _resolved() -> dict[str, Any]:
-    return resolve_config({}, architecture="sd1", base_defaults={}, num_images=2).as_dict()
+    return resolve_config(
+        {}, architecture="sd1", method="lora", base_defaults={}, num_images=2
+    ).as_dict()
 
 
 def test_list_shows_my_trainings_alone(browser: Browser, alice: User, bob: User) -> None:
@@ -127,7 +129,11 @@ def test_review_shows_what_the_choices_come_to(browser: Browser, alice: User) ->
     dataset, base = make_dataset(alice), make_base()
     page = _review(browser(alice), dataset_id=dataset.pk, base_model_id=base.pk, rank="4")
     expected = resolve_config(
-        {"rank": 4}, architecture="sd1", base_defaults=base.default_settings, num_images=2
+        {"rank": 4},
+        architecture="sd1",
+        method="lora",
+        base_defaults=base.default_settings,
+        num_images=2,
     )
     assert page.context["config"] == expected
     assert b"<html" not in page.content
@@ -179,7 +185,7 @@ def test_review_knows_the_cost_once_it_was_measured(browser: Browser, alice: Use
     chosen = {"dataset_id": dataset.pk, "base_model_id": base.pk, "max_train_steps": "50"}
     assert "not known yet" in _review(browser(alice), **chosen).content.decode()
     config = resolve_config(
-        {}, architecture="sd1", base_defaults=base.default_settings, num_images=2
+        {}, architecture="sd1", method="lora", base_defaults=base.default_settings, num_images=2
     ).as_dict()
     cost = {"seconds_per_step": 2.0, "peak_memory_bytes": 3 * 10**9}
     estimates.note(base, config, "lora", worker, **cost)

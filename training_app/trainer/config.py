@@ -36,6 +36,7 @@ from training_app.trainer.presets import (
     Preset,
     find_preset,
 )
+from training_app.trainer.rhythm import sample_rhythm
 
 MAXIMUM_SEED = 2**32 - 1
 MAXIMUM_PROMPT = 2000
@@ -66,7 +67,8 @@ class TrainingConfig:
             direction (DoRA).
         train_text_encoder: Whether the text encoders learn too, by adapters or as a whole
             like the denoiser. Their prompts are then encoded in every step.
-        text_encoder_learning_rate: Peak learning rate of the text encoders.
+        text_encoder_learning_rate: Peak learning rate of the text encoders; with Prodigy its
+            ratio to the other one counts.
         instance_prompt: DreamBooth: the prompt of pictures that have no caption.
         class_prompt: DreamBooth: the prompt of what the subject is one of.
         prior_loss_weight: DreamBooth: how much pictures of the class, painted by the base
@@ -115,7 +117,7 @@ class TrainingConfig:
         crop_variants: How many random parts of each picture are learned.
         validation_images: Pictures that are not learned from but tell how well the others
             carry over; 0 holds none out.
-        checkpoint_every_steps: Steps between checkpoints; 0 makes it a tenth of the run.
+        checkpoint_every_steps: Steps between checkpoints; 0 makes ten at most, with samples.
         choose: The result: the weights of the ``last`` step, or of the checkpoint with the
             ``best``, that is lowest, held-out loss.
     """
@@ -129,7 +131,7 @@ class TrainingConfig:
     dropout: float = number(0, 0.9)
     use_dora: bool
     train_text_encoder: bool
-    text_encoder_learning_rate: float = number(1e-8, 0.1)
+    text_encoder_learning_rate: float = number(1e-8, 1)
     instance_prompt: str = text(MAXIMUM_PROMPT)
     class_prompt: str = text(MAXIMUM_PROMPT)
     prior_loss_weight: float = number(0, 10)
@@ -197,9 +199,10 @@ class TrainingConfig:
                 batch=self.train_batch_size,
                 devices=self.num_devices,
             )
-        if self.optimizer != "prodigy" and self.learning_rate > MAXIMUM_LEARNING_RATE:
-            low = FIELDS["learning_rate"].metadata["minimum"]
-            raise out_of_range("learning_rate", low, MAXIMUM_LEARNING_RATE)
+        for name in ("learning_rate", "text_encoder_learning_rate"):
+            if self.optimizer != "prodigy" and getattr(self, name) > MAXIMUM_LEARNING_RATE:
+                low = FIELDS[name].metadata["minimum"]
+                raise out_of_range(name, low, MAXIMUM_LEARNING_RATE)
         if self.choose == "best" and self.validation_images == 0:
             raise ConfigError("choose", "needs pictures that are held out", "needs_validation")
 
@@ -270,7 +273,7 @@ def resolve_config(
     asked: Mapping[str, Any],
     *,
     architecture: str,
-    method: str = "lora",
+    method: str,
     base_defaults: Mapping[str, Any] | None = None,
     num_images: int,
 ) -> TrainingConfig:
@@ -311,7 +314,8 @@ def resolve_config(
     values |= {"preset": preset_name, "tune": tune}
     if values["optimizer"] == "prodigy":
         # What was tuned for an optimizer that is told its rate would not fit this one.
-        values |= {"learning_rate": 1.0, "lr_scheduler": "constant"} | given
+        rates = {"learning_rate": 1.0, "lr_scheduler": "constant"} | given
+        values |= {"text_encoder_learning_rate": rates["learning_rate"]} | rates
     _complete_prior(values, method)
     config = TrainingConfig(**_complete(values, preset, num_images))
     check_method(config, method)
@@ -381,10 +385,11 @@ def _complete(values: dict[str, Any], preset: Preset, num_images: int) -> dict[s
     passes = min(max(passes, preset.minimum_passes), preset.maximum_passes)
     batch = checked["train_batch_size"] * checked["gradient_accumulation_steps"]
     values.setdefault("max_train_steps", math.ceil(passes / batch))
-    steps = check_number(FIELDS["max_train_steps"], values["max_train_steps"])
+    steps = int(check_number(FIELDS["max_train_steps"], values["max_train_steps"]))
     values.setdefault("alpha", checked["rank"])
     values.setdefault("lr_warmup_steps", round(steps * 0.05))
-    values.setdefault("sample_every_steps", math.ceil(steps / 4))
+    every = check_number(FIELDS["checkpoint_every_steps"], values["checkpoint_every_steps"])
+    values.setdefault("sample_every_steps", sample_rhythm(steps, int(every), preset.choices))
     _complete_validation(values, num_images)
     return values
 

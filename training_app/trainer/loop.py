@@ -6,7 +6,6 @@ fills caches nor writes weights files. What a step is stands in ``training``.
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 
@@ -15,11 +14,9 @@ from training_app.trainer.meter import LossMeter
 from training_app.trainer.preview import Previewer, Sample
 from training_app.trainer.reporting import Reporter, StopRun
 from training_app.trainer.request import TrainingRequest
+from training_app.trainer.rhythm import checkpoint_rhythm
 from training_app.trainer.training import Training
 from training_app.trainer.validation import held_out_loss
-
-#: Unless asked otherwise, checkpoints are at most this share of the run apart.
-CHECKPOINT_SHARE = 10
 
 
 class _Rhythm:
@@ -28,16 +25,19 @@ class _Rhythm:
     def __init__(self, request: TrainingRequest) -> None:
         config = request.config
         self._sample_every = config.sample_every_steps
-        self._checkpoint_every = config.checkpoint_every_steps or math.ceil(
-            config.max_train_steps / CHECKPOINT_SHARE
+        self._checkpoint_every = checkpoint_rhythm(
+            config.max_train_steps, config.sample_every_steps, config.checkpoint_every_steps
         )
         self._checkpoint_seconds = request.checkpoint_seconds
         self._last = config.max_train_steps
+        # A run that ends with its best checkpoint makes the last samples of that.
+        self._samples_last = config.choose == "best"
         self._saved_at = time.monotonic()
 
     def wants_sample(self, step: int) -> bool:
-        # The last step's samples are made by whoever ends the run.
-        return self._sample_every > 0 and step % self._sample_every == 0 and step < self._last
+        if step == self._last:
+            return self._samples_last  # else they are made by whoever ends the run
+        return self._sample_every > 0 and step % self._sample_every == 0
 
     @property
     def is_late(self) -> bool:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,8 @@ def build_optimizer(
     Args:
         config: The optimizer's name, its learning rate and its weight decay.
         groups: ``params``, ``lr`` and ``peak_learning_rate`` of each. Prodigy finds one rate
-            for all, so it gets them as one group with the configuration's rate.
+            for all, so it gets them as one group with the configuration's rate;
+            :class:`WeightUpdate` lets those with another rate go their share of the way.
 
     Raises:
         ConfigError: ``not_installed`` if the optimizer's package is missing.
@@ -102,6 +104,12 @@ class WeightUpdate:
         """
         self.optimizer = build_optimizer(config, groups)
         self._weights = [weight for group in groups for weight in group["params"]]
+        self._shares: list[tuple[list[torch.Tensor], float]] = []
+        if config.optimizer == "prodigy":
+            for group in groups:
+                share = group["peak_learning_rate"] / config.learning_rate
+                if share != 1:
+                    self._shares.append(([weight.data for weight in group["params"]], share))
         self._max_grad_norm = config.max_grad_norm
         self._is_fused, self._is_prodigy = (
             config.optimizer == name for name in ("adamw", "prodigy")
@@ -143,7 +151,8 @@ class WeightUpdate:
             )
         if self._scaler.is_enabled():
             # It has seen the gradients before they were clipped and skips what overflowed.
-            self._scaler.step(self.optimizer)
+            with self._shared_ways():
+                self._scaler.step(self.optimizer)
             self._scaler.update()
         elif self._is_fused:
             # Read on the device; the host learns of it from the loss.
@@ -151,9 +160,18 @@ class WeightUpdate:
             self.optimizer.step()
         elif torch.isfinite(norm):
             # These have no such switch, and most of them wait for the device anyway.
-            self.optimizer.step()
+            with self._shared_ways():
+                self.optimizer.step()
         self.forget()
         return norm
+
+    @contextmanager
+    def _shared_ways(self) -> Iterator[None]:
+        """Lets weights with a rate of their own go only that share of what all go inside."""
+        before = [[weight.clone() for weight in weights] for weights, _share in self._shares]
+        yield
+        for (weights, share), starts in zip(self._shares, before, strict=True):
+            torch._foreach_lerp_(weights, starts, 1 - share)
 
     def forget(self) -> None:
         """Drops the gradients."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from training_app.trainer.rhythm import CHOICES
+
 #: Up to this native size in pixels a base is a tiny one, trained on a CPU in minutes.
 TINY_NATIVE_SIZE = 128
 
@@ -39,6 +41,7 @@ class Preset:
         num_class_images: Pictures of the class, if it is preserved.
         use_ema: Whether the result is the weights' moving average.
         ema_decay: Share of the average that each step keeps.
+        choices: How many times samples are made, each with a checkpoint to choose.
     """
 
     learning_rate: float
@@ -56,6 +59,7 @@ class Preset:
     num_class_images: int = 100
     use_ema: bool = False
     ema_decay: float = 0.999
+    choices: int = CHOICES
 
 
 _ADAPTERS = {
@@ -112,11 +116,15 @@ _SDXL = {
     ("full", "unet"): _with(_FULL, learning_rate=4e-7, text_encoder_learning_rate=2e-7),
 }
 _SDXL["dreambooth", "adapters"] = _SDXL["lora", "adapters"]
+# Ten times samples would be a good part of a run of two minutes.
 _TINY = {
-    ("lora", "adapters"): _TINY_ADAPTERS,
-    ("dreambooth", "adapters"): _with(_TINY_DREAMBOOTH, num_class_images=32),
-    ("dreambooth", "unet"): _with(_TINY_WHOLE_DREAMBOOTH, num_class_images=32),
-    ("full", "unet"): _TINY_WHOLE,
+    kind: _with(table, choices=5)
+    for kind, table in {
+        ("lora", "adapters"): _TINY_ADAPTERS,
+        ("dreambooth", "adapters"): _with(_TINY_DREAMBOOTH, num_class_images=32),
+        ("dreambooth", "unet"): _with(_TINY_WHOLE_DREAMBOOTH, num_class_images=32),
+        ("full", "unet"): _TINY_WHOLE,
+    }.items()
 }
 _BY_ARCHITECTURE = {"sd1": _SD, "sd2": _SD, "sdxl": _SDXL}
 

@@ -19,7 +19,8 @@ TINY = {"width": 64}
 
 
 def _resolve(asked: dict[str, Any] | None = None, **changes: Any) -> TrainingConfig:
-    given = {"architecture": "sd1", "base_defaults": None, "num_images": 16} | changes
+    given = {"architecture": "sd1", "method": "lora", "base_defaults": None, "num_images": 16}
+    given |= changes
     return resolve_config(asked or {}, **given)
 
 
@@ -53,7 +54,7 @@ def test_twice_the_batch_takes_half_the_steps() -> None:
 
 def test_alpha_follows_rank_and_warmup_and_samples_follow_the_steps() -> None:
     config = _resolve({"rank": 8, "max_train_steps": 1000})
-    assert (config.alpha, config.lr_warmup_steps, config.sample_every_steps) == (8, 50, 250)
+    assert (config.alpha, config.lr_warmup_steps, config.sample_every_steps) == (8, 50, 100)
     assert config.effective_learning_rate == config.learning_rate
     assert _resolve({"rank": 8, "alpha": 2}).effective_learning_rate == pytest.approx(5e-5)
 
@@ -130,9 +131,13 @@ def test_prodigy_finds_the_learning_rate_itself() -> None:
     base = {"training": {"learning_rate": 0.003, "lr_scheduler": "linear"}}
     config = _resolve({"optimizer": "prodigy"}, base_defaults=base)
     assert (config.learning_rate, config.lr_scheduler) == (1.0, "constant")
+    assert config.text_encoder_learning_rate == 1.0
     asked = {"optimizer": "prodigy", "learning_rate": 0.5, "lr_scheduler": "cosine"}
     config = _resolve(asked)
     assert (config.learning_rate, config.lr_scheduler) == (0.5, "cosine")
+    assert config.text_encoder_learning_rate == 0.5
+    config = _resolve({"optimizer": "prodigy", "text_encoder_learning_rate": 0.2})
+    assert (config.learning_rate, config.text_encoder_learning_rate) == (1.0, 0.2)
     with pytest.raises(ConfigError, match="between") as error:
         _resolve({"learning_rate": 0.5})
     assert error.value.params["maximum"] == 0.1

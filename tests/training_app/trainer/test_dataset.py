@@ -27,7 +27,9 @@ PLAIN = Variant(mirrored=False, left=0, top=0)
 
 
 def _config(**asked: Any) -> TrainingConfig:
-    return resolve_config({"resolution": 64} | asked, architecture="sd1", num_images=10)
+    return resolve_config(
+        {"resolution": 64} | asked, architecture="sd1", method="lora", num_images=10
+    )
 
 
 def _read(path: Path, **asked: Any) -> torch.Tensor:

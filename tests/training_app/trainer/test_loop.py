@@ -36,7 +36,7 @@ def _weights(recorder: Recorder) -> bytes:
 
 
 def _config(**asked: Any) -> TrainingConfig:
-    return resolve_config(asked, architecture="sd1", num_images=10)
+    return resolve_config(asked, architecture="sd1", method="lora", num_images=10)
 
 
 def test_the_learning_rate_rises_and_falls_as_said() -> None:

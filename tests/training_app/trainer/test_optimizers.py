@@ -25,7 +25,7 @@ Parameters = dict[str, torch.nn.Parameter]
 
 def _config(optimizer: str = "adamw", **asked: Any) -> TrainingConfig:
     asked = {"optimizer": optimizer} | asked
-    return resolve_config(asked, architecture="sd1", num_images=10)
+    return resolve_config(asked, architecture="sd1", method="lora", num_images=10)
 
 
 def _parameters() -> Parameters:
@@ -94,6 +94,20 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(
     assert other.state(resumed).numbers == update.state(unbroken).numbers
 
 
+def test_prodigy_lets_text_encoders_go_their_share_of_the_way() -> None:
+    parameters, alone = _parameters(), _parameters()
+    config = _config("prodigy", weight_decay=0)
+    shared = WeightUpdate(config, _groups(parameters, 1.0, 0.25), dtype=torch.float32, device="cpu")
+    plain = WeightUpdate(config, _groups(alone, 1.0, 1.0), dtype=torch.float32, device="cpu")
+    before = {name: value.detach().clone() for name, value in parameters.items()}
+    for update, weights in ((shared, parameters), (plain, alone)):
+        _step(update, weights, 0)
+    for name, share in (("a", 1), ("b", 1), ("c", 0.25), ("zero", 0.25)):
+        way = alone[name].detach() - before[name]
+        assert way.abs().sum() > 0
+        torch.testing.assert_close(parameters[name].detach() - before[name], share * way)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_optimizer_comes_to_the_target(name: str) -> None:
     config = _config(name, weight_decay=0, **({} if name == "prodigy" else {"learning_rate": 0.1}))
@@ -118,7 +132,7 @@ def test_prodigy_has_one_group_and_tells_the_rate_it_has_found() -> None:
     first = update.set_rate(1.0)
     assert len(update.optimizer.param_groups) == 1
     assert first == pytest.approx(1e-6)
-    for _ in range(30):
+    for _ in range(60):
         update.scale(torch.stack([p.sum() for p in parameters.values()]).sum()).backward()
         update.apply()
     assert update.set_rate(1.0) > 2 * first

@@ -23,7 +23,7 @@ OUT_OF_MEMORY = torch.OutOfMemoryError("full")
 
 
 def _config(**asked: Any) -> TrainingConfig:
-    return resolve_config(asked, architecture="sd1", num_images=10)
+    return resolve_config(asked, architecture="sd1", method="lora", num_images=10)
 
 
 def test_a_loss_that_is_not_finite_halves_the_rate_at_most_twice() -> None:
