@@ -31,6 +31,10 @@ class Slice:
         """Notes progress: every turn does at least one step, so that all jobs come to an end."""
         self._has_stepped = True
 
+    def skip(self, seconds: float) -> None:
+        """Leaves time out of the turn in which the run stood aside for others."""
+        self._started_at += seconds
+
     def look(self, worker: Worker, device: Device) -> None:
         """Ends the turn if it has lasted long enough and another user's job would come next."""
         job, seconds = self._job, self._job.slice_seconds()

@@ -106,7 +106,7 @@ def _train(job: TrainingJob, request: dict[str, Any], recorder: Recorder) -> Out
     share = current_device().share(TrainingJob.queue_name)
     child = Child(TRAINER, nice=share.nice)
     try:
-        return supervise(job, child, request, on_message=recorder)
+        return supervise(job, child, request, on_message=recorder, stands_aside=True)
     finally:
         child.stop()
 

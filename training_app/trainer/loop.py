@@ -74,6 +74,10 @@ def train(
     saved_step = training.step
     while training.step < request.config.max_train_steps:
         reporter.phase("training")
+        if reporter.is_in_the_way:
+            meter.tell(training.step, reporter)
+            with meter.paused():
+                reporter.give_way()
         if how := reporter.stop_requested():
             meter.tell(training.step, reporter)
             if how in ("pause", "yield", "keep") and training.step > saved_step:
@@ -108,7 +112,8 @@ def checkpoint_now(
     training: Training, meter: LossMeter, request: TrainingRequest, reporter: Reporter
 ) -> None:
     """Writes a checkpoint of where the training stands and tells the worker."""
-    loss, step = held_out_loss(training), training.step
+    # A run that stands aside can be kept, but compute nothing.
+    loss, step = None if reporter.is_aside else held_out_loss(training), training.step
     if loss is not None:
         reporter.send("validation", step=step, loss=loss)
     parent = request.output_folder / "checkpoints"

@@ -64,7 +64,7 @@ def run(channel: Channel, values: Mapping[str, Any]) -> None:
             or ``internal`` (a request that the site should not have sent).
         OSError: If files cannot be read or written.
     """
-    reporter = Reporter(channel)
+    reporter = Reporter(channel, str(values.get("device") or "cpu"))
     try:
         request = TrainingRequest.from_dict(values)
         _settle(request)
@@ -106,10 +106,13 @@ def _run(request: TrainingRequest, reporter: Reporter) -> None:
     begin = partial(_begin, _prepare(examples, request, reporter), request, reporter)
     training, previewer = begin(request.resume_folder, None)
     started_at, first_step = time.monotonic(), training.step
+    aside_before = reporter.seconds_aside
     training, previewer, meter = train_through(training, previewer, begin, request, reporter)
     metrics = {
         "steps": training.step,
-        "train_seconds": round(time.monotonic() - started_at, 3),
+        "train_seconds": round(
+            time.monotonic() - started_at - (reporter.seconds_aside - aside_before), 3
+        ),
         "resumed_at_step": first_step,
         "loss": meter.mean,
         "images_per_second": meter.images_per_second,
