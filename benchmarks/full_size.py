@@ -1,7 +1,7 @@
 """Full-size pipelines with random weights: they measure speed and memory honestly, nothing else.
 
-The networks have the published sizes of Stable Diffusion 1.5 and SDXL; the tokenizer is the
-starter model's, whose ids are as good as any others.
+The networks have the published sizes of Stable Diffusion 1.5, SDXL and Stable Video Diffusion; the
+tokenizer is the starter model's, whose ids are as good as any others.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
     DDIMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    UNetSpatioTemporalConditionModel,
 )
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
 )
 
 import models_app.starter
@@ -36,7 +40,10 @@ def _text_config(**fields: Any) -> CLIPTextConfig:
     return CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, **tokens, **fields)
 
 
-def _text_encoders(architecture: str) -> dict[str, Any]:
+def make_encoders(architecture: str) -> dict[str, Any]:
+    """What reads the prompt, or the picture that a clip starts from, by component."""
+    if architecture == "svd":
+        return {"image_encoder": _image_encoder()}
     first = _text_config(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
     )
@@ -56,8 +63,24 @@ def _text_encoders(architecture: str) -> dict[str, Any]:
     }
 
 
-def make_unet(architecture: str) -> UNet2DConditionModel:
-    """The denoiser of ``sd1`` or ``sdxl``, in the default type and device."""
+def _image_encoder() -> CLIPVisionModelWithProjection:
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=1280,
+            intermediate_size=5120,
+            num_hidden_layers=32,
+            num_attention_heads=16,
+            image_size=224,
+            patch_size=14,
+            projection_dim=1024,
+        )
+    )
+
+
+def make_unet(architecture: str) -> Any:
+    """The denoiser of ``sd1``, ``sdxl`` or ``svd``, in the default type and device."""
+    if architecture == "svd":
+        return UNetSpatioTemporalConditionModel()
     if architecture == "sd1":
         return UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
     return UNet2DConditionModel(
@@ -75,14 +98,19 @@ def make_unet(architecture: str) -> UNet2DConditionModel:
     )
 
 
-def make_vae(architecture: str) -> AutoencoderKL:
-    """The autoencoder of ``sd1`` or ``sdxl``, in the default type and device."""
+def make_vae(architecture: str) -> Any:
+    """The autoencoder of ``sd1``, ``sdxl`` or ``svd``, in the default type and device."""
+    shared: dict[str, Any] = {
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "layers_per_block": 2,
+        "latent_channels": 4,
+    }
+    if architecture == "svd":
+        return AutoencoderKLTemporalDecoder(sample_size=768, **shared)
     return AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
+        **shared,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
         sample_size=NATIVE_SIZE[architecture],
         scaling_factor=0.18215 if architecture == "sd1" else 0.13025,
     )
@@ -106,7 +134,7 @@ def make_full_size(
     try:
         torch.manual_seed(seed)
         parts = {"unet": make_unet(architecture), "vae": make_vae(architecture)}
-        parts |= _text_encoders(architecture)
+        parts |= make_encoders(architecture)
     finally:
         torch.set_default_dtype(before)
     scheduler = DDIMScheduler(

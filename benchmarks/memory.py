@@ -1,4 +1,4 @@
-"""What a LoRA step, a sample and a decoded picture take at full size, without a GPU.
+"""What a LoRA step, a sample, a picture and a clip take at full size, without a GPU.
 
 The networks run with fake tensors, which have shapes and types but no contents, and every
 storage is counted from its making to its end. Published figures of a real GPU (SD 1.5 512 px
@@ -19,7 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from benchmarks.full_size import NATIVE_SIZE, make_unet, make_vae
+from benchmarks.full_size import NATIVE_SIZE, make_encoders, make_unet, make_vae
+from generation_app.engine.footprint import Need
 from training_app.trainer.adapters import ADAPTER_NAME, add_adapters
 from training_app.trainer.config import resolve_config
 from training_app.trainer.fused_adapters import fuse_adapters
@@ -156,6 +157,64 @@ def sample_bytes(architecture: str) -> int:
     return counter.peak
 
 
+def weights_bytes(architecture: str) -> dict[str, int]:
+    """What every network of a family holds in 16 bit, by component."""
+    networks = _on_meta(
+        lambda: {
+            "unet": make_unet(architecture),
+            "vae": make_vae(architecture),
+            **make_encoders(architecture),
+        }
+    )
+    return {
+        name: sum(parameter.nbytes for parameter in network.parameters())
+        for name, network in networks.items()
+    }
+
+
+def working_bytes(architecture: str, need: Need) -> dict[str, int]:
+    """What UNet and VAE take beside their weights for a request, in 16 bit, by component."""
+    side = (need.height // 8, need.width // 8)
+
+    def fake(*shape: int) -> torch.Tensor:
+        return torch.empty(*shape, dtype=torch.bfloat16)
+
+    def denoise(unet: Any) -> None:
+        if architecture != "svd":
+            unet(*_inputs(architecture, need.rows, need.width), return_dict=False)
+            return
+        timestep = torch.zeros((), dtype=torch.long)
+        embeds, ids = fake(need.rows, 1, 1024), fake(need.rows, 3)
+        unet(fake(need.rows, need.frames, 8, *side), timestep, embeds, ids, return_dict=False)
+
+    def decode(vae: Any) -> None:
+        clip = {"num_frames": need.decoded_at_once} if architecture == "svd" else {}
+        vae.decode(fake(need.decoded_at_once, 4, *side), **clip)
+
+    networks = {"unet": (make_unet, denoise), "vae": (make_vae, decode)}
+    return {name: _count(make, run, architecture) for name, (make, run) in networks.items()}
+
+
+def _count(make: Callable[[str], Any], run: Callable[[Any], None], architecture: str) -> int:
+    network = _on_meta(lambda: make(architecture))
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        _fake(network)
+        counter = MemoryCounter()
+        for parameter in network.parameters():
+            counter.add(parameter)
+        held = counter.now
+        with counter:
+            run(network)
+    return counter.peak - held
+
+
+#: A picture of SDXL with guidance, and a clip of fourteen frames, eight decoded at a time.
+REQUESTS = {
+    "sdxl": Need(1024, 1024, rows=2),
+    "svd": Need(1024, 576, rows=2, frames=14, decoded_at_once=8),
+}
+
+
 def main() -> None:
     """Prints a table."""
     for architecture in ("sd1", "sdxl"):
@@ -164,6 +223,12 @@ def main() -> None:
             words = "with checkpointing" if checkpointing else "plain"
             print(f"{architecture} LoRA step, {words}: {peak / GIB:.2f} GiB", flush=True)
         print(f"{architecture} sample: {sample_bytes(architecture) / GIB:.2f} GiB", flush=True)
+    for architecture, need in REQUESTS.items():
+        weights, working = weights_bytes(architecture), working_bytes(architecture, need)
+        whole = sum(weights.values()) + max(working.values())
+        in_turn = max(size + working.get(name, 0) for name, size in weights.items())
+        words = f"{whole / GIB:.2f} GiB, networks in turn {in_turn / GIB:.2f} GiB"
+        print(f"{architecture} {need.frames} frames of {need.width}x{need.height}: {words}")
 
 
 if __name__ == "__main__":

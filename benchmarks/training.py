@@ -56,6 +56,13 @@ class _Silent:
     def stop_requested(self) -> None:
         """Nobody stops a measurement."""
 
+    def aside_wanted(self) -> bool:
+        """Nobody else uses its device."""
+        return False
+
+    def wait_aside(self) -> None:
+        """Nobody asks for it."""
+
 
 class Operators(TorchDispatchMode):
     """Counts what is launched on the device, and what waits for it."""

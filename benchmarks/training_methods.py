@@ -71,6 +71,13 @@ class _Listener:
     def stop_requested(self) -> None:
         """Nobody stops a measurement."""
 
+    def aside_wanted(self) -> bool:
+        """Nobody else uses its device."""
+        return False
+
+    def wait_aside(self) -> None:
+        """Nobody asks for it."""
+
 
 def draw_pictures(folder: Path, with_captions: bool) -> list[dict[str, Any]]:
     """Draws the creature and returns the manifest's entries."""

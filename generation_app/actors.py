@@ -133,6 +133,8 @@ def _prepare(job: GenerationJob, missing: list[int], folder: Path) -> dict[str, 
         "output_folder": str(folder),
         "device": share.device,
         "threads": share.threads,
+        # What a training beside it leaves; 0 is all there is.
+        "memory_bytes": current_device().free_bytes(KIND) or 0,
         "preview": True,
         "metadata": {"job_id": str(job.pk), "base_name": base.name},
     }

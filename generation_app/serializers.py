@@ -12,6 +12,7 @@ from rest_framework import serializers
 
 from generation_app.foresight import Foresight
 from generation_app.models import GeneratedImage, GenerationJob, InputPicture
+from generation_app.notes import notes_of
 from studio_project.job_serializers import FiniteField, JobSerializer
 
 
@@ -122,6 +123,13 @@ class UploadedSerializer(UploadSerializer):
         read_only_fields = fields  # type: ignore[assignment]
 
 
+class JobNoteSerializer(serializers.Serializer):
+    """Something to know about how a request was painted."""
+
+    code = serializers.CharField()
+    message = serializers.CharField()
+
+
 class ImageLinkSerializer(serializers.ModelSerializer):
     """A picture as its job shows it."""
 
@@ -218,6 +226,11 @@ class GenerationSerializer(JobSerializer):
     max_guidance_scale = _value(FiniteField, "max_guidance_scale")
     images = serializers.SerializerMethodField()
     preview_url = serializers.SerializerMethodField()
+    notes = serializers.SerializerMethodField()
+
+    def get_notes(self, job: GenerationJob) -> JobNoteSerializer(many=True):  # type: ignore[valid-type]
+        """What to know about how it was painted, in the reader's language."""
+        return notes_of(job)
 
     def get_eta_seconds(self, job: GenerationJob) -> int | None:  # type: ignore[override]
         """In how many seconds it is done, while it waits too; null if that cannot be told."""

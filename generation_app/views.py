@@ -28,6 +28,7 @@ from generation_app.forms import (
     video_fields,
 )
 from generation_app.models import GeneratedImage
+from generation_app.notes import notes_of
 from models_app.models import DiffusionModel
 from studio_project.api import get_visible, signed_in
 from studio_project.models import User
@@ -174,5 +175,6 @@ def facts_of(image: GeneratedImage) -> list[tuple[Any, Any]]:
         (_("Enlarged by"), _enlarged(given)),
         (_("LoRAs"), loras),
         (_("Clip skip"), given.get("clip_skip") or None),
+        (_("Note"), " ".join(note["message"] for note in notes_of(image.job))),
     ]
     return [(label, value) for label, value in facts if value not in (None, "")]

@@ -29,6 +29,8 @@ from typing import Any
 MAX_LINE_BYTES = 64 * 1024
 PARENT_PID_VARIABLE = "STUDIO_PARENT_PID"
 PARENT_CHECK_SECONDS = 1.0
+# How soon a child that stands aside hears that it shall stop.
+ASIDE_CHECK_SECONDS = 0.1
 EXIT_PARENT_GONE = 70
 STOP_WAYS = frozenset({"cancel", "pause", "keep", "yield"})
 
@@ -79,6 +81,8 @@ class Channel:
         self._write_lock = threading.Lock()
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._stop: str | None = None
+        self._aside_wanted = False
+        self._resumed = threading.Event()
         self._speaks = is_speaker()
 
     def open(self) -> Channel:
@@ -136,6 +140,24 @@ class Channel:
         """How the run in progress shall stop (cancel, pause, keep, yield), or ``None``."""
         return self._stop
 
+    def aside_wanted(self) -> bool:
+        """Whether the run in progress shall leave the device to others as soon as it can."""
+        return self._aside_wanted
+
+    def wait_aside(self) -> str | None:
+        """Waits until the device is this run's again.
+
+        Returns:
+            How the run shall stop without it, or ``None``: then it has the device. The wish to
+            keep what there is needs the device and is obeyed later.
+        """
+        # The stop is looked for and not waited for: a signal handler may not notify anybody.
+        while not self._resumed.wait(ASIDE_CHECK_SECONDS):
+            if self._stop not in (None, "keep"):
+                return self._stop
+        self._resumed.clear()
+        return None
+
     def _on_term(self, *_: object) -> None:
         self._ask_stop("yield")
         self._commands.put(None)
@@ -154,6 +176,13 @@ class Channel:
                 if command.get("cmd") == "stop":
                     how = command.get("how")
                     self._ask_stop(how if how in STOP_WAYS else "cancel")
+                    continue
+                if command.get("cmd") == "stand_aside":
+                    self._aside_wanted = True
+                    continue
+                if command.get("cmd") == "resume":
+                    self._aside_wanted = False
+                    self._resumed.set()
                     continue
                 if command.get("cmd") == "run":
                     # A stop that came too late for the run before must not hit this one.

@@ -378,6 +378,9 @@ STUDIO_TRAINING_SLICE_MINUTES = _read("float", "TRAINING_SLICE_MINUTES", 60.0)
 _at_least("TRAINING_SLICE_MINUTES", STUDIO_TRAINING_SLICE_MINUTES, 0)
 _at_least("HEARTBEAT_SECONDS", STUDIO_HEARTBEAT_SECONDS, 0.05)
 _at_least("LEASE_SECONDS", STUDIO_LEASE_SECONDS, 2 * STUDIO_HEARTBEAT_SECONDS)
+# What a worker may use of its device (0 = all), and the turns taken where that holds one job only.
+STUDIO_DEVICE_MEMORY_MB = _read("int", "DEVICE_MEMORY_MB", 0)
+STUDIO_TURN_SECONDS = _read("float", "TURN_SECONDS", 15.0)
 # How long an answer in a dialect that knows no later may take.
 STUDIO_DIALECT_WAIT_SECONDS = _read("float", "DIALECT_WAIT_SECONDS", 600.0)
 STUDIO_TICKET_SECONDS = 60
@@ -387,9 +390,7 @@ STUDIO_IDEMPOTENCY_AGE = timedelta(hours=24)
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {
-        "plain": {"format": "{asctime} {levelname:<7} {name}: {message}", "style": "{"},
-    },
+    "formatters": {"plain": {"format": "{asctime} {levelname:<7} {name}: {message}", "style": "{"}},
     "handlers": {
         "console": {"class": "logging.StreamHandler", "formatter": "plain", "stream": sys.stderr}
     },

@@ -35,6 +35,12 @@ class Slice:
         if self._first_step_at is None:
             self._first_step_at = time.monotonic()
 
+    def skip(self, seconds: float) -> None:
+        """Leaves time out of the turn in which the run stood aside for others."""
+        self._started_at += seconds
+        if self._first_step_at is not None:
+            self._first_step_at += seconds
+
     def look(self, worker: Worker, device: Device) -> None:
         """Ends the turn if it has lasted long enough and another user's job would come next."""
         job, seconds = self._job, self._job.slice_seconds()

@@ -8,25 +8,24 @@ a message means and what is made of the result is the actor's business.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import UUID
 
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, connection
 
 from studio_project import jobs
+from studio_project.asides import Aside, ask_for_room
 from studio_project.child_output import Message, merge_steps
 from studio_project.child_process import Child
-from studio_project.device_share import Device, DeviceShare
+from studio_project.device_share import Device
 from studio_project.jobs import InvalidTransition, Job, JobLost
 from studio_project.lease import LeaseKeeper
 from studio_project.models import Worker
+from studio_project.patience import with_database
 from studio_project.slices import Slice
 
 logger = logging.getLogger(__name__)
@@ -83,7 +82,13 @@ _keepers: dict[UUID, LeaseKeeper] = {}
 def serve_as(worker: Worker) -> None:
     """Makes this process the given worker."""
     _process.worker = worker
-    _process.device = Device(worker.device, worker.memory_bytes)
+    _process.device = Device(
+        worker.device,
+        worker.memory_bytes,
+        # A budget is kept to on a CPU as well.
+        counts_memory=not worker.is_cpu or settings.STUDIO_DEVICE_MEMORY_MB > 0,
+        turn_seconds=settings.STUDIO_TURN_SECONDS,
+    )
     _process.stopping.clear()
     _process.crashed.clear()
 
@@ -102,16 +107,6 @@ def current_worker() -> Worker:
 def current_device() -> Device:
     """The device of this process."""
     return _process.device
-
-
-@contextmanager
-def device_lease(kind: str, required_bytes: int = 0) -> Iterator[DeviceShare]:
-    """Holds the device for one kind of job (``training``, ``generation``), waiting for room.
-
-    Inside ``run_queue`` the device is held already and this returns at once.
-    """
-    with _process.device.lease(kind, required_bytes) as share:
-        yield share
 
 
 def stop_worker() -> None:
@@ -154,9 +149,7 @@ def run_queue(job_class: type[JobT], run: Callable[[JobT], object]) -> None:
             lambda claimed: claimed.required_bytes,
         )
         if job is None:
-            free = device.free_bytes(kind)
-            if free is not None:
-                jobs.note_device_busy(job_class, worker, free)
+            ask_for_room(job_class, worker, device)
             return
         try:
             _run_one(job, run)
@@ -167,7 +160,7 @@ def run_queue(job_class: type[JobT], run: Callable[[JobT], object]) -> None:
 
 def _ring_others(job_class: type[Job], device: Device) -> None:
     """Wakes the other kinds on a device whose room they may have waited for."""
-    if device.is_cpu or worker_stopping():
+    if not device.counts_memory or worker_stopping():
         return
     for other in jobs.job_classes():
         if other is not job_class:
@@ -194,7 +187,14 @@ def _run_one(job: JobT, run: Callable[[JobT], object]) -> None:
     logger.info("%s left after %.1f s", job.label, time.monotonic() - started)
 
 
-def supervise(job: Job, child: Child, request: dict[str, Any], *, on_message: OnMessage) -> Outcome:
+def supervise(
+    job: Job,
+    child: Child,
+    request: dict[str, Any],
+    *,
+    on_message: OnMessage,
+    stands_aside: bool = False,
+) -> Outcome:
     """Lets a child do a job and stays with it until the end.
 
     ``step`` messages reach ``on_message`` at most four times a second and always the last; each
@@ -206,17 +206,18 @@ def supervise(job: Job, child: Child, request: dict[str, Any], *, on_message: On
         child: A running child; an engine stays alive for the next job, a trainer ends itself.
         request: What it shall do.
         on_message: Called with every message but the last. ``JobLost`` from it ends the run.
+        stands_aside: Whether the child can leave the device to others for a while.
 
     Returns:
         How the run ended. After ``crashed`` and ``lost`` the child is dead.
     """
-    return _Supervision(job, child, on_message).run(request)
+    return _Supervision(job, child, on_message, stands_aside).run(request)
 
 
 class _Supervision:
     """One run: the clocks that tick beside it and what was asked of the child."""
 
-    def __init__(self, job: Job, child: Child, on_message: OnMessage) -> None:
+    def __init__(self, job: Job, child: Child, on_message: OnMessage, stands_aside: bool) -> None:
         self.job = job
         self.child = child
         self.on_message = on_message
@@ -227,6 +228,7 @@ class _Supervision:
         self.asked = ""
         self.asked_at = 0.0
         self.slice = Slice(job)
+        self.aside = Aside(job.queue_name, child, _process.device, is_able=stands_aside)
 
     def run(self, request: dict[str, Any]) -> Outcome:
         """See ``supervise``."""
@@ -281,6 +283,10 @@ class _Supervision:
             self.held = merge_steps(self.held, message) if self.held else message
         else:
             self._hand_over_held()
+            if message["type"] == "back":
+                self.slice.skip(message["seconds"])
+            if self.aside.heard(message):
+                _ring_others(type(self.job), _process.device)
             self._with_database(lambda: self.on_message(message))
 
     def _hand_over_held(self, *, only_if_due: bool = False) -> None:
@@ -304,6 +310,8 @@ class _Supervision:
         if now - self.looked_at >= settings.STUDIO_CONTROL_SECONDS:
             self.looked_at = now
             self._with_database(self._read_flags)
+            if self.aside.look(self.asked):
+                self.heard_at = now  # it was silent because it stood aside
 
     def _read_flags(self) -> None:
         mine = type(self.job).objects.running().filter(pk=self.job.pk, epoch=self.job.epoch)
@@ -319,23 +327,14 @@ class _Supervision:
             self.child.send({"cmd": "stop", "how": wish})
 
     def _with_database(self, action: Callable[[], None]) -> None:
-        """Does something with the database, again and again while the database is away.
+        """Does something with the database, which may be away for as long as the lease holds.
 
         Raises:
             JobLost: The lease has run out meanwhile.
         """
-        while True:
-            try:
-                action()
-                return
-            except (OperationalError, InterfaceError) as error:
-                if connection.in_atomic_block:
-                    raise
-                connection.close()
-                if time.monotonic() - self.renewed_at > settings.STUDIO_LEASE_SECONDS:
-                    raise JobLost(self.job.label) from error
-                logger.warning("%s: the database is away: %s", self.job.label, error)
-                time.sleep(random.uniform(0.5, 1.5))  # noqa: S311  # nosec B311
+        deadline = self.renewed_at + settings.STUDIO_LEASE_SECONDS
+        if not with_database(action, label=self.job.label, deadline=deadline):
+            raise JobLost(self.job.label)
 
     # --- ends that the child does not announce -----------------------------------------------
     def _ended(self, now: float) -> Outcome | None:
@@ -349,7 +348,8 @@ class _Supervision:
             logger.warning("%s: its child did not obey %s", self.job.label, self.asked)
             self.child.kill()
             return self._without_word("disobeyed", None)
-        if now - self.heard_at > settings.STUDIO_CHILD_SILENCE_SECONDS:
+        is_silent = now - self.heard_at > settings.STUDIO_CHILD_SILENCE_SECONDS
+        if is_silent and not self.aside.is_aside:
             logger.warning("%s: its child has been silent for too long", self.job.label)
             self.child.kill()
             return self._without_word("silent", None)

@@ -23,6 +23,7 @@ from django.utils.module_loading import autodiscover_modules
 from dramatiq.common import q_name
 
 from studio_project import child_process, jobs, site_marker, supervision
+from studio_project.asides import ask_for_room
 from studio_project.devices import DeviceInfo
 from studio_project.models import Worker
 
@@ -172,14 +173,16 @@ class WorkerProcess:
 
     def _look_for_jobs(self) -> None:
         """Does what a doorbell would, in case one was lost or Redis is away."""
-        actors = {actor.queue_name: actor for actor in self._actors()}
+        actors, device = {a.queue_name: a for a in self._actors()}, supervision.current_device()
         for job_class in jobs.job_classes():
             actor = actors.get(job_class.queue_name)
-            free = supervision.current_device().free_bytes(job_class.queue_name)
-            if actor is None or supervision.current_device().runs(job_class.queue_name):
+            if actor is None or device.runs(job_class.queue_name):
                 continue
+            free = device.free_bytes(job_class.queue_name)
             if jobs.claimable(job_class, self.row, free).exists():
                 threading.Thread(target=_answer, args=(actor.fn,), daemon=True).start()
+            else:
+                ask_for_room(job_class, self.row, device)
 
     def _actors(self) -> list[dramatiq.Actor]:
         """The actors that answer to doorbells of the queues that this worker serves."""

@@ -104,7 +104,7 @@ def run_training(job: TrainingJob) -> None:
 def _train(job: TrainingJob, request: dict[str, Any], recorder: Recorder) -> Outcome:
     child = start_trainer(_share(job))
     try:
-        return supervise(job, child, request, on_message=recorder)
+        return supervise(job, child, request, on_message=recorder, stands_aside=True)
     finally:
         child.stop()
 

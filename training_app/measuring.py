@@ -1,7 +1,8 @@
 """A worker measures what a step of a training costs: a few steps on made-up pictures.
 
-It uses a device that nobody else uses at the moment, and leaves it at once when a training comes;
-what was wanted is then measured later. No picture and no word of a user is read.
+It uses a device that nobody else uses at the moment, and leaves it at once when a training comes or
+others want its room; what was wanted is then measured later. No picture and no word of a user is
+read.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def _measure(row: TrainingMeasurement) -> None:
         answer = {"type": "error"}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if answer is None:  # a training came first, or the worker stops: another time
+    if answer is None:  # others came first, or the worker stops: another time
         TrainingMeasurement.objects.filter(pk=row.pk).update(claimed_at=None)
         return
     metrics = answer.get("metrics") or {}
@@ -96,7 +97,8 @@ def _ask_child(request: dict[str, Any]) -> dict[str, Any] | None:
     try:
         child.send({"cmd": "run", "request": request})
         deadline = time.monotonic() + LONGEST_SECONDS
-        while not (worker_stopping() or device.runs(TrainingJob.queue_name)):
+        kind = TrainingJob.queue_name
+        while not (worker_stopping() or device.runs(kind) or device.is_wanted(KIND)):
             message = child.messages.get(LOOK_SECONDS)
             if message is not None and message["type"] in ("done", "error"):
                 return message

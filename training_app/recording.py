@@ -47,6 +47,8 @@ class Recorder:
             "checkpoint": self._checkpoint,
             "note": self._note,
             "validation": self._validation,
+            "aside": self._aside,
+            "back": self._back,
         }
 
     def __call__(self, message: Message) -> None:
@@ -99,6 +101,23 @@ class Recorder:
         step = message["step"]
         earlier = [point for point in self.job.held_out_losses if point[0] < step]
         self.job.write_progress(held_out_losses=[*earlier, [step, message["loss"]]])
+
+    def _aside(self, message: Message) -> None:
+        """Show that others have the device; when the rest will be done is not known now."""
+        self.job.write_progress(phase="aside", eta_seconds=None)
+
+    def _back(self, message: Message) -> None:
+        """Count the time aside for nothing, and tell of it in one line until something happens."""
+        seconds = message["seconds"]
+        with transaction.atomic():
+            self.job.write_progress()
+            last = self.job.notes.order_by("created_at", "id").last()
+            if last is None or last.code != "stood_aside":
+                last = TrainingNote(job=self.job, code="stood_aside", params={"seconds": 0})
+            last.params = {"seconds": round(last.params["seconds"] + seconds, 1)}
+            last.save()
+        if self._first is not None:
+            self._first = (self._first[0], self._first[1] + seconds)
 
     def _eta_seconds(self, step: int, total: int) -> int | None:
         if self._first is None or step <= self._first[0]:

@@ -84,6 +84,9 @@ NOTES = {
         "Its turn was over at step %(step)s, and somebody else was waiting. It goes on when it is "
         "its turn again."
     ),
+    "stood_aside": gettext_lazy(
+        "Waited %(seconds)s s in all while pictures were made that would not fit beside it."
+    ),
     "paused": gettext_lazy("Paused at step %(step)s."),
     "kept": gettext_lazy(
         "Stopped at step %(step)s of %(total)s; what it had learned by then is kept."

@@ -44,6 +44,7 @@ class Order:
         output_folder: Where files go.
         device: Where to compute.
         threads: How many threads a CPU may use.
+        memory_bytes: What of the device's memory it may use; 0 for all of it.
         preview: Whether previews are wanted.
         metadata: What else shall stand in the files.
     """
@@ -61,6 +62,7 @@ class Order:
     output_folder: Path
     device: str
     threads: int
+    memory_bytes: int
     preview: bool
     metadata: dict[str, Any]
 
@@ -103,6 +105,7 @@ def read_order(message: Mapping[str, Any]) -> Order:
         output_folder=Path(_text(message, "output_folder")),
         device=_device(message),
         threads=threads,
+        memory_bytes=_memory_bytes(message),
         preview=bool(message.get("preview", False)),
         metadata=metadata,
     )
@@ -145,6 +148,13 @@ def _device(message: Mapping[str, Any]) -> str:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise EngineError("invalid_request", field="device") from error
     return device
+
+
+def _memory_bytes(message: Mapping[str, Any]) -> int:
+    size = message.get("memory_bytes", 0)
+    if type(size) is not int or size < 0:
+        raise EngineError("invalid_request", field="memory_bytes")
+    return size
 
 
 def _lora(entry: Any) -> LoraFile:

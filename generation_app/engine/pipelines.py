@@ -1,13 +1,13 @@
 """Keeps base pipelines warm: an LRU by content hash within a budget of bytes.
 
 A pipeline is loaded once and stays until the budget needs its place or the worker asks for
-everything back. It carries what belongs to it: its adapters, its prompt embeddings and how its
-latents look as colours. Loading itself is done by ``models_app.loading``.
+everything back. It carries what belongs to it: its adapters, its prompt embeddings, how its latents
+look as colours, and how sparing it has to be. One that the device cannot hold as a whole is loaded
+into RAM. Loading itself is done by ``models_app.loading``.
 """
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 from collections import OrderedDict
@@ -19,7 +19,9 @@ import torch
 
 from generation_app.engine.adapters import AdapterSet
 from generation_app.engine.errors import EngineError
+from generation_app.engine.footprint import Need, choose_measures
 from generation_app.engine.prompts import PromptCache
+from generation_app.engine.thrift import Thrift, free_memory, is_out_of_memory
 from models_app.inspection import InspectionError, read_header
 from models_app.loading import LoadingError, load_pipeline
 
@@ -38,6 +40,7 @@ class WarmPipeline:
     name: str
     base_bytes: int
     adapters: AdapterSet
+    thrift: Thrift
     prompts: PromptCache = field(default_factory=PromptCache)
     # Latents to colours, fitted when the first preview needs it (see ``preview``).
     projection: torch.Tensor | None = None
@@ -85,7 +88,15 @@ class PipelineCache:
         return warm
 
     def load(
-        self, folder: Path, *, sha256: str, architecture: str, device: str, name: str
+        self,
+        folder: Path,
+        *,
+        sha256: str,
+        architecture: str,
+        device: str,
+        name: str,
+        need: Need,
+        room: int | None = None,
     ) -> WarmPipeline:
         """Read a base model from disk, making room for it first.
 
@@ -95,6 +106,8 @@ class PipelineCache:
             architecture: Its family.
             device: Where it shall compute.
             name: What people call it.
+            need: How large the request is that it is loaded for.
+            room: Bytes of the device that there are for it; None if nobody knows.
 
         Raises:
             EngineError: ``model_unavailable`` if the folder is gone or unreadable.
@@ -102,11 +115,18 @@ class PipelineCache:
         budget = self._budget_bytes or default_budget_bytes(device)
         dtype = compute_dtype(device)
         try:
-            self._make_room(budget - _weights_bytes(folder, dtype))
-            pipe = load_pipeline(folder, architecture, dtype=dtype, device=device)
+            weights = _weights_bytes(folder, dtype)
+            self._make_room(budget - sum(weights.values()))
+            in_turn = room is not None and (
+                choose_measures(architecture, weights, need, room, dtype.itemsize).in_turn
+            )
+            pipe = None if in_turn else _load(folder, architecture, dtype, device)
+            if pipe is None:
+                in_turn, pipe = True, load_pipeline(folder, architecture, dtype=dtype)
         except (LoadingError, InspectionError, OSError, ValueError) as error:
             raise EngineError("model_unavailable", name=name) from error
         self.loads += 1
+        key = (sha256, device)
         warm = WarmPipeline(
             pipe=pipe,
             architecture=architecture,
@@ -114,9 +134,16 @@ class PipelineCache:
             name=name,
             base_bytes=_pipeline_bytes(pipe),
             adapters=AdapterSet(pipe, architecture),
+            thrift=Thrift(
+                pipe,
+                architecture,
+                device,
+                in_turn=in_turn,
+                make_room=lambda: self._make_room(0, keep=key),
+            ),
         )
-        self._warm[sha256, device] = warm
-        self._make_room(budget, keep=(sha256, device))
+        self._warm[key] = warm
+        self._make_room(budget, keep=key)
         return warm
 
     def drop(self, warm: WarmPipeline) -> None:
@@ -129,7 +156,8 @@ class PipelineCache:
         self._warm.clear()
         free_memory()
 
-    def _make_room(self, budget: int, keep: tuple[str, str] | None = None) -> None:
+    def _make_room(self, budget: int, keep: tuple[str, str] | None = None) -> bool:
+        """Let go of the longest unused until the budget is kept; returns whether any went."""
         dropped = False
         for key in list(self._warm):
             if self.size_bytes <= budget:
@@ -139,6 +167,7 @@ class PipelineCache:
                 dropped = True
         if dropped:
             free_memory()
+        return dropped
 
 
 def compute_dtype(device: str) -> torch.dtype:
@@ -158,18 +187,39 @@ def default_budget_bytes(device: str) -> int:
     return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * _SHARE_OF_RAM)
 
 
-def free_memory() -> None:
-    """Give back what nothing refers to any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def room_on(device: str, memory_bytes: int) -> int | None:
+    """Return how much of a device's memory this process may use; None if nobody knows.
+
+    Args:
+        device: ``cpu``, ``cuda:0``, ``mps``.
+        memory_bytes: What the worker leaves to it; 0 if that is no question.
+    """
+    if torch.device(device).type != "cuda":
+        return memory_bytes or None
+    free, _ = torch.cuda.mem_get_info(device)
+    room = free + torch.cuda.memory_reserved(device)
+    return min(room, memory_bytes) if memory_bytes else room
 
 
-def _weights_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """Return what the weights of a folder will hold once loaded, from their headers alone."""
-    headers = [read_header(file) for file in folder.glob("*/*.safetensors")]
-    values = sum(math.prod(x.shape) for header in headers for x in header.tensors.values())
-    return values * dtype.itemsize
+def _load(folder: Path, architecture: str, dtype: torch.dtype, device: str) -> Any:
+    """Load a pipeline onto a device; None if that has no room for it."""
+    try:
+        return load_pipeline(folder, architecture, dtype=dtype, device=device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory()
+    return None
+
+
+def _weights_bytes(folder: Path, dtype: torch.dtype) -> dict[str, int]:
+    """Return what each component of a folder will hold once loaded, from its header alone."""
+    found: dict[str, int] = {}
+    for file in folder.glob("*/*.safetensors"):
+        values = sum(math.prod(tensor.shape) for tensor in read_header(file).tensors.values())
+        component = file.parent.name
+        found[component] = found.get(component, 0) + values * dtype.itemsize
+    return found
 
 
 def _pipeline_bytes(pipe: Any) -> int:

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from generation_app.engine.errors import EngineError, StoppedError
+from generation_app.engine.footprint import need_of
 from generation_app.engine.generate import Pictures
 from generation_app.engine.order import Order, read_order
-from generation_app.engine.pipelines import PipelineCache, WarmPipeline
+from generation_app.engine.pipelines import PipelineCache, WarmPipeline, room_on
 from generation_app.engine.request import ImageToVideoRequest
+from generation_app.engine.thrift import is_out_of_memory
 from generation_app.engine.video import Clips
 from generation_app.engine.work import Line, Stopwatch, Work
-
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
 class Engine:
@@ -76,13 +76,16 @@ class Engine:
         stopwatch.lap("load")
         kind: type[Work] = Clips if isinstance(order.request, ImageToVideoRequest) else Pictures
         work = kind(warm, order, line, stopwatch)
+        names = self.pipelines.names
         images = work.run()
+        if self.pipelines.names != names:  # others had to make room
+            self._tell_warm(line)
         metrics = {
             **stopwatch.as_metrics(),
             "text_encoder_calls": work.text_encoder_calls,
             "unet_calls": work.unet_calls,
             "resident_bytes": self.pipelines.size_bytes,
-            "notes": work.notes(),
+            "notes": [*work.notes(), *warm.thrift.notes()],
         }
         return {"images": images}, metrics
 
@@ -90,6 +93,7 @@ class Engine:
         """Return the request's pipeline with its adapters at work."""
         if (how := line.stop_requested()) is not None:
             raise StoppedError(how)
+        need, room = need_of(order.request), room_on(order.device, order.memory_bytes)
         warm = self.pipelines.find(order.base_sha256, order.device)
         if warm is None:
             line.send("phase", phase="loading_model")
@@ -99,6 +103,8 @@ class Engine:
                 architecture=order.architecture,
                 device=order.device,
                 name=order.base_name,
+                need=need,
+                room=room,
             )
             self._tell_warm(line)
         elif any(lora.sha256 not in warm.adapters.attached for lora in order.loras):
@@ -112,14 +118,8 @@ class Engine:
             self.pipelines.drop(warm)
             self._tell_warm(line)
             raise
+        warm.thrift.begin(need, room)
         return warm
 
     def _tell_warm(self, line: Line) -> None:
         line.send("warm", models=self.pipelines.names, hashes=self.pipelines.hashes)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out, on whichever device."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(x in str(error) for x in _OUT_OF_MEMORY)

@@ -11,7 +11,7 @@ from typing import TypeVar
 from uuid import UUID
 
 from django.db import connection, transaction
-from django.db.models import F, Q
+from django.db.models import F, Min, Q
 from django.db.models.functions import Coalesce, Now
 
 from studio_project.jobs.base import Job, JobQuerySet, lease_end
@@ -130,11 +130,17 @@ def others_first(job: Job, worker: Worker, free_bytes: int | None = None) -> boo
     return any(turn.running <= mine for turn in turns(job_class, waiting))
 
 
-def note_device_busy(job_class: type[JobT], worker: Worker, free_bytes: int) -> None:
-    """Writes on the jobs that wait for room on this worker's device why they do."""
+def note_device_busy(job_class: type[JobT], worker: Worker, free_bytes: int) -> int:
+    """Writes on the jobs that wait for room on this worker's device why they do.
+
+    Returns:
+        What the smallest of them needs; 0 if there is none.
+    """
     waiting = claimable(job_class, worker).filter(required_bytes__gt=free_bytes)
     for job in waiting.exclude(waiting_reason=Job.WaitingReason.DEVICE_BUSY)[:100]:
         set_waiting_reason(job, Job.WaitingReason.DEVICE_BUSY)
+    smallest: int = waiting.aggregate(bytes=Min("required_bytes"))["bytes"] or 0
+    return smallest
 
 
 def set_waiting_reason(job: Job, reason: str) -> None:

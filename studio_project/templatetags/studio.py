@@ -41,6 +41,7 @@ PHASE_WORDS = {
     "caching": gettext_lazy("Reading the pictures"),
     "training": gettext_lazy("Training"),
     "sampling": gettext_lazy("Painting samples"),
+    "aside": gettext_lazy("Waiting while pictures are made"),
     "saving": gettext_lazy("Saving"),
     "registering": gettext_lazy("Registering the model"),
     "loading_model": gettext_lazy("Loading the model"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,17 @@ from tests.e2e.site import Site, poll
 
 ANSWER_SECONDS = 5
 SLICE_SECONDS = 6
+START_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
 def own_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A site that these tests may break."""
+    """A site that these tests may break; a training and a picture do not fit together."""
     running = Site(
         tmp_path_factory.mktemp("faults"),
         STUDIO_CHECKPOINT_SECONDS="1",
+        STUDIO_DEVICE_MEMORY_MB="30",  # the starter has 19
+        STUDIO_TURN_SECONDS="4",
         STUDIO_TRAINING_SLICE_MINUTES=str(SLICE_SECONDS / 60),
     )
     running.start()
@@ -173,6 +177,34 @@ def test_a_long_training_is_divided_for_a_short_one_and_does_not_change(
     assert {"slice_over", "resumed"} <= {note["code"] for note in notes}
     assert got.keys() == expected.keys()
     assert all(np.array_equal(got[name], expected[name]) for name in got)
+
+
+def test_pictures_start_soon_and_leave_no_trace_in_a_training_they_do_not_fit_beside(
+    client: DemoClient, dataset: int, unbroken: dict[str, np.ndarray]
+) -> None:
+    job = work.start_training(client, dataset)
+    poll(lambda: work.training(client, job)["step"], seconds=60, what="the first step")
+    ask = {"model": work.starter(client), "prompt": "a red circle", "num_inference_steps": 4}
+    asked = [
+        client.call("POST", "/api/generate/text-to-image", {**ask, "seed": seed})["id"]
+        for seed in range(20)
+    ]
+    poll(lambda: work.training(client, job)["phase"] == "aside", seconds=60, what="it stands aside")
+    assert work.training(client, job)["step"] < work.QUICK["max_train_steps"]
+    for picture in asked:
+        done = work.finished(client, f"/api/generate/{picture}")
+        assert done["status"] == "completed", done
+        created, started = (
+            datetime.fromisoformat(done[name]) for name in ("created_at", "started_at")
+        )
+        assert (started - created).total_seconds() < START_SECONDS, done
+    state = work.finished(client, f"/api/training/{job}/progress")
+    assert state["status"] == "completed", state
+    got = work.weights(client, state["output_model"]["id"])
+    assert got.keys() == unbroken.keys()
+    assert all(np.array_equal(got[name], unbroken[name]) for name in got)
+    timeline = client.call("GET", f"/api/training/{job}/log")["timeline"]
+    assert [note["code"] for note in timeline].count("stood_aside") == 1
 
 
 def _ask_for_everything(client: DemoClient, dataset: int) -> tuple[str, str]:

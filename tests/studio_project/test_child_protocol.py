@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -87,3 +88,22 @@ def test_the_protocol_needs_the_standard_library_only() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_child_hears_that_it_shall_stand_aside_and_come_back() -> None:
+    read, write = os.pipe()
+    channel = Channel()
+    channel._in_fd = read
+    listener = threading.Thread(target=channel._listen)
+    listener.start()
+    os.write(write, b'{"cmd": "stand_aside"}\n')
+    while not channel.aside_wanted():
+        assert listener.is_alive()
+    # The wish to keep what there is cannot be obeyed here.
+    os.write(write, b'{"cmd": "stop", "how": "keep"}\n{"cmd": "resume"}\n')
+    assert channel.wait_aside() is None
+    assert not channel.aside_wanted()
+    os.write(write, b'{"cmd": "stop", "how": "pause"}\n')
+    assert channel.wait_aside() == "pause"
+    os.close(write)
+    listener.join()

@@ -183,7 +183,8 @@ def test_why_a_job_waits(
     jobs.sweep()
     job.refresh_from_db()
     assert job.waiting_reason == "behind_jobs"
-    jobs.note_device_busy(GenerationJob, worker, GIBIBYTE)
+    assert jobs.note_device_busy(GenerationJob, worker, 4 * GIBIBYTE) == 0
+    assert jobs.note_device_busy(GenerationJob, worker, GIBIBYTE) == 4 * GIBIBYTE
     job.refresh_from_db()
     assert job.waiting_reason == "device_busy"
     version = job.version

@@ -10,12 +10,14 @@ from typing import Any
 import dramatiq
 import psutil
 import pytest
+from django.core.management import call_command
 from dramatiq.brokers.stub import StubBroker
 
 from generation_app.models import GenerationJob
 from studio_project import jobs, site_marker, storage, supervision, worker_process
 from studio_project.devices import DeviceInfo
 from studio_project.jobs import Job
+from studio_project.management.commands import worker
 from studio_project.models import User, Worker
 from studio_project.worker_process import Listener, WorkerProcess
 from tests.studio_project.conftest import wait_until
@@ -195,3 +197,36 @@ def test_who_takes_no_jobs_leaves_the_bell_to_others(
     assert not heard.is_set()
     ears.listen(True)
     wait_until(heard.is_set)
+
+
+@pytest.mark.parametrize(("budget_mb", "expected"), [(0, 8 * 1024**3), (30, 30 * 10**6)])
+def test_a_budget_of_memory_is_kept_to(
+    budget_mb: int, expected: int, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "chosen_devices", lambda wanted: [CPU])
+    monkeypatch.setattr(WorkerProcess, "run", lambda self: 0)
+    settings.STUDIO_DEVICE_MEMORY_MB = budget_mb
+    with pytest.raises(SystemExit):
+        call_command("worker")
+    row = Worker.objects.get()
+    assert row.memory_bytes == expected
+    supervision.serve_as(row)
+    free = supervision.current_device().free_bytes("generation")
+    assert free == (expected if budget_mb else None)
+
+
+def test_a_heartbeat_finds_who_waits_for_room(
+    process: WorkerProcess, alice: User, make_job: MakeJob, settings: Any
+) -> None:
+    settings.STUDIO_DEVICE_MEMORY_MB = 1
+    supervision.serve_as(process.row)
+    device = supervision.current_device()
+    device.take("training", lambda free: 1, lambda job: 7 * 1024**3)
+    job = make_job(alice, required_bytes=2 * 1024**3)
+    process._beat(StubListener())  # type: ignore[arg-type]
+    job.refresh_from_db()
+    assert job.waiting_reason == "device_busy"
+    assert device.is_wanted("training")
+    job.request_cancel()
+    process._beat(StubListener())  # type: ignore[arg-type]
+    assert not device.is_wanted("training")

@@ -137,8 +137,8 @@ def test_a_device_in_use_is_left_alone(
     api: Api, alice: User, worker: Worker, tiny_base: DiffusionModel, child: list[Child]
 ) -> None:
     ask(api(alice), alice, tiny_base)
-    with supervision.device_lease("generation"):
-        actors.measure()
+    supervision.current_device().take("generation", lambda free: True, lambda job: 1)
+    actors.measure()
     assert child == []
     assert TrainingMeasurement.objects.filter(measured_at=None, claimed_at=None).exists()
 

@@ -349,24 +349,17 @@ def _require_method(method: str) -> None:
 
 def _defaults_of(preset: Preset, native_size: int, base: Mapping[str, Any]) -> dict[str, Any]:
     is_tiny = native_size <= TINY_NATIVE_SIZE
-    return COMMON | {
-        "learning_rate": preset.learning_rate,
-        "rank": preset.rank,
-        "text_encoder_learning_rate": preset.text_encoder_learning_rate,
-        "num_class_images": preset.num_class_images,
-        "use_ema": preset.use_ema,
-        "ema_decay": preset.ema_decay,
-        "train_batch_size": preset.train_batch_size,
-        "resolution": native_size,
-        "control_prompt": TINY_CONTROL_PROMPT if is_tiny else CONTROL_PROMPT,
-        "sample_inference_steps": base.get("num_inference_steps") or 20,
-        "sample_guidance_scale": base.get("guidance_scale") or 7.5,
-        "lr_scheduler": preset.lr_scheduler,
-        "flip": preset.flip,
-        "caption_dropout": preset.caption_dropout,
-        "snr_gamma": preset.snr_gamma,
-        "targets": preset.targets,
-    }
+    given = {name: value for name, value in vars(preset).items() if name in FIELDS}
+    return (
+        COMMON
+        | given
+        | {
+            "resolution": native_size,
+            "control_prompt": TINY_CONTROL_PROMPT if is_tiny else CONTROL_PROMPT,
+            "sample_inference_steps": base.get("num_inference_steps") or 20,
+            "sample_guidance_scale": base.get("guidance_scale") or 7.5,
+        }
+    )
 
 
 def _complete_prior(values: dict[str, Any], method: str) -> None:

@@ -80,6 +80,10 @@ def train(
     saved_step = training.step
     while training.step < request.config.max_train_steps:
         reporter.phase("training")
+        if reporter.is_in_the_way:
+            meter.tell(training.step, reporter)
+            with meter.paused():
+                reporter.give_way()
         if how := ranks.agree_on_word(reporter.stop_requested()):
             meter.tell(training.step, reporter)
             if how in ("pause", "yield", "keep") and training.step > saved_step:
@@ -129,7 +133,8 @@ def checkpoint_now(
 def _write_checkpoint(
     training: Training, meter: LossMeter, folder: Path, reporter: Reporter
 ) -> None:
-    loss, step = held_out_loss(training), training.step
+    # A run that stands aside can be kept, but compute nothing.
+    loss, step = None if reporter.is_aside else held_out_loss(training), training.step
     if loss is not None:
         reporter.send("validation", step=step, loss=loss)
     training.consider(loss, folder)

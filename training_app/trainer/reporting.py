@@ -1,4 +1,4 @@
-"""What a run says while it runs, and how it learns that it shall stop.
+"""What a run says while it runs, and how it learns that it shall stop or stand aside.
 
 The run talks to a :class:`Reporter`, which talks to the pipe; in tests it talks to a
 list. It decides how often progress is told, not what is told.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from typing import Any, Protocol
+
+from training_app.trainer.luggage import Luggage
 
 #: At most this many progress messages a second.
 MESSAGES_PER_SECOND = 4
@@ -24,6 +26,12 @@ class Channel(Protocol):
 
     def stop_requested(self) -> str | None:
         """How the run shall stop, or ``None``."""
+
+    def aside_wanted(self) -> bool:
+        """Whether the run shall leave the device to others."""
+
+    def wait_aside(self) -> str | None:
+        """Waits until the device is the run's again, or returns how the run shall stop."""
 
 
 class StopRun(Exception):
@@ -41,15 +49,22 @@ class StopRun(Exception):
 
 
 class Reporter:
-    """Tells the worker where the run is."""
+    """Tells the worker where the run is, and hears what it wants of the run.
 
-    def __init__(self, channel: Channel) -> None:
+    Attributes:
+        seconds_aside: How long the run has stood aside so far.
+    """
+
+    def __init__(self, channel: Channel, device: str = "cpu") -> None:
         """Opens no line, takes one.
 
         Args:
             channel: Where messages go and wishes come from.
+            device: What the run leaves when it stands aside.
         """
-        self._channel = channel
+        self._channel, self._device = channel, device
+        self._left: str | None = None
+        self.seconds_aside = 0.0
         self._told_at = 0.0
         self._phase = ""
         self._is_kept = False
@@ -84,15 +99,45 @@ class Reporter:
 
     def stop_requested(self) -> str | None:
         """How the run shall stop, or ``None``."""
-        how = self._channel.stop_requested()
+        how = self._left or self._channel.stop_requested()
         return None if how == "keep" and self._is_kept else how
 
     def keep(self) -> None:
         """The wish to keep what there is has been heard: the run ends by saving it."""
         self._is_kept = True
 
+    @property
+    def is_aside(self) -> bool:
+        """Whether the run has left its device for good, because it shall stop."""
+        return self._left is not None
+
+    @property
+    def is_in_the_way(self) -> bool:
+        """Whether others shall have the device as soon as the run can leave it."""
+        return self._channel.aside_wanted() and not self.is_aside
+
+    def give_way(self) -> None:
+        """Stands aside if that is wanted, until the device is the run's again.
+
+        If the run is to stop meanwhile, what it has stays in RAM (see :attr:`is_aside`): a
+        checkpoint can be written, and nothing be computed.
+        """
+        if not self.is_in_the_way:
+            return
+        began, phase = time.monotonic(), self._phase
+        luggage = Luggage(self._device)
+        self.send("aside", held_bytes=luggage.take_away())
+        self._left = self._channel.wait_aside()
+        if not self.is_aside:
+            luggage.bring_back()
+        seconds = time.monotonic() - began
+        self.seconds_aside += seconds
+        self.send("back", seconds=seconds)
+        self._phase = ""  # the worker has shown another one meanwhile
+        self.phase(phase)
+
     def raise_if_stopped(self, step: int = 0) -> None:
-        """Ends work that leaves nothing worth keeping.
+        """Ends work that leaves nothing worth keeping; before that, gives way to others.
 
         The wish to keep what there is never breaks off such work: it is obeyed between steps.
 
@@ -102,6 +147,7 @@ class Reporter:
         Raises:
             StopRun: If the run shall stop.
         """
+        self.give_way()
         how = self.stop_requested()
         if how and how != "keep":
             raise StopRun(how, step)

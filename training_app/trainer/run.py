@@ -67,7 +67,8 @@ def run(channel: Channel, values: Mapping[str, Any], ranks: Ranks | None = None)
             or ``internal`` (a request that the site should not have sent).
         OSError: If files cannot be read or written.
     """
-    reporter, ranks = Reporter(channel), ranks or Ranks()
+    first_device = str(values.get("device") or "cpu").split("+")[0]
+    reporter, ranks = Reporter(channel, first_device), ranks or Ranks()
     try:
         values = ranks.share(values)
         request = TrainingRequest.from_dict(values)
@@ -112,13 +113,16 @@ def _run(request: TrainingRequest, reporter: Reporter, ranks: Ranks) -> None:
     begin = partial(_begin, material, request, reporter, ranks)
     training, previewer = begin(request.resume_folder, None)
     started_at, first_step = time.monotonic(), training.step
+    aside_before = reporter.seconds_aside
     training, previewer, meter = train_through(training, previewer, begin, request, reporter)
     ranks.leave()
     if not ranks.is_first:
         return
     metrics = {
         "steps": training.step,
-        "train_seconds": round(time.monotonic() - started_at, 3),
+        "train_seconds": round(
+            time.monotonic() - started_at - (reporter.seconds_aside - aside_before), 3
+        ),
         "resumed_at_step": first_step,
         "loss": meter.mean,
         "images_per_second": meter.images_per_second,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 from django.conf import settings
@@ -37,4 +38,7 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
         if not devices:
             raise CommandError("STUDIO_DEVICES is none: this machine shall have no workers")
-        sys.exit(WorkerProcess(devices[0], tuple(options["queues"])).run())
+        info, budget = devices[0], settings.STUDIO_DEVICE_MEMORY_MB * 10**6
+        if budget:
+            info = replace(info, memory_bytes=min(budget, info.memory_bytes or budget))
+        sys.exit(WorkerProcess(info, tuple(options["queues"])).run())

@@ -49,6 +49,15 @@ def handle(channel: Channel, request: dict[str, Any]) -> None:
                 time.sleep(0.01)
             channel.send("stopped", how=channel.stop_requested(), step=7)
             return
+        elif name == "aside":
+            while not channel.aside_wanted():
+                time.sleep(0.01)
+            channel.send("aside", held_bytes=argument)
+            how = channel.wait_aside()
+            channel.send("back", seconds=60.0)
+            if how is not None:
+                channel.send("stopped", how=how)
+                return
         elif name == "environment":
             channel.send("phase", phase="environment", names=sorted(os.environ))
     channel.send("done", outputs={}, metrics={})

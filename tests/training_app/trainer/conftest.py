@@ -43,6 +43,12 @@ class Recorder:
     def stop_requested(self) -> str | None:
         return self.how if self.stop_at is not None and self.step >= self.stop_at else None
 
+    def aside_wanted(self) -> bool:
+        return False
+
+    def wait_aside(self) -> str | None:
+        raise AssertionError("nobody has asked for it")
+
     def of(self, message_type: str) -> list[dict[str, Any]]:
         return [message for message in self.messages if message["type"] == message_type]
 

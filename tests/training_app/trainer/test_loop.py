@@ -21,6 +21,7 @@ from tests.training_app.trainer.conftest import (
     make_training,
     request_for,
 )
+from training_app.trainer import loop
 from training_app.trainer.config import TrainingConfig, resolve_config
 from training_app.trainer.learner import compute_dtype
 from training_app.trainer.learning_rate import learning_rate_factor
@@ -117,6 +118,31 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
     weights, expected = (load(_weights(recorder)) for recorder in (second, unbroken))
     assert set(weights) == set(expected)
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
+
+
+def test_a_run_that_shall_stop_while_it_stands_aside_computes_nothing_more(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Aside(Recorder):
+        """Others want the device after the second step, and then the run is paused."""
+
+        def aside_wanted(self) -> bool:
+            return self.step == 2
+
+        def wait_aside(self) -> str | None:
+            monkeypatch.setattr(loop, "held_out_loss", None)  # whoever computes now breaks
+            return "pause"
+
+    config = {**ONE_SAMPLE, "max_train_steps": 4, "validation_images": 1}
+    config["checkpoint_every_steps"] = 4
+    unbroken = train(config, output_folder=str(tmp_path / "unbroken"))
+    with monkeypatch.context() as monkeypatch:
+        first = train(config, Aside())
+    assert first.last == {"type": "stopped", "how": "pause", "step": 2}
+    assert first.of("checkpoint")[-1]["held_out_loss"] is None
+    second = train(config, resume_folder=str(tmp_path / "output" / "checkpoints"))
+    assert first.history + second.history == unbroken.history
+    assert load(_weights(second)).keys() == load(_weights(unbroken)).keys()
 
 
 def test_two_runs_leave_equal_files(train: Train, finished: Finished) -> None:

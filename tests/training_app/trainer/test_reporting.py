@@ -45,3 +45,40 @@ def test_a_note_has_a_code_and_its_values() -> None:
     channel = Recorder()
     Reporter(channel).note("resumed", step=3)
     assert channel.last == {"type": "note", "code": "resumed", "params": {"step": 3}}
+
+
+class Shared(Recorder):
+    """A channel on which others want the device once."""
+
+    def __init__(self, stop: str | None = None) -> None:
+        super().__init__()
+        self.stop, self.wanted = stop, True
+
+    def aside_wanted(self) -> bool:
+        return self.wanted
+
+    def wait_aside(self) -> str | None:
+        self.wanted = False
+        return self.stop
+
+
+def test_a_run_gives_way_wherever_it_can_be_broken_off() -> None:
+    channel = Shared()
+    reporter = Reporter(channel)
+    reporter.phase("caching")
+    reporter.raise_if_stopped()
+    reporter.raise_if_stopped()
+    told = [(m["type"], m.get("phase")) for m in channel.messages]
+    # What it does is told again, for the worker has shown another phase meanwhile.
+    assert told == [("phase", "caching"), ("aside", None), ("back", None), ("phase", "caching")]
+    assert not reporter.is_aside
+    assert channel.of("back")[0]["seconds"] == reporter.seconds_aside > 0
+
+
+def test_a_run_that_shall_stop_while_it_stands_aside_stays_there() -> None:
+    channel = Shared(stop="pause")
+    reporter = Reporter(channel)
+    with pytest.raises(StopRun) as stop:
+        reporter.raise_if_stopped(step=3)
+    assert (stop.value.how, reporter.is_aside, reporter.is_in_the_way) == ("pause", True, False)
+    assert reporter.stop_requested() == "pause"  # whatever is asked later

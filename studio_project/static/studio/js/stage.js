@@ -129,6 +129,7 @@ export class Stage {
       [gettext("Motion"), job.motion_bucket_id],
       [gettext("Negative prompt"), job.negative_prompt],
       [gettext("LoRAs"), job.loras.map((lora) => `${lora.title || lora.name} × ${lora.weight}`).join(", ")],
+      [gettext("Note"), job.notes.map((note) => note.message).join(" ")],
     ];
     document.getElementById("parameters-facts").replaceChildren(
       ...rows.filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),

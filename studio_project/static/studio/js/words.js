@@ -16,6 +16,7 @@ const PHASE = () => ({
   caching: gettext("Reading the pictures"),
   training: gettext("Training"),
   sampling: gettext("Painting samples"),
+  aside: gettext("Waiting while pictures are made"),
   saving: gettext("Saving"),
   registering: gettext("Registering the model"),
   loading_model: gettext("Loading the model"),
