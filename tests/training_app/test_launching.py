@@ -10,6 +10,7 @@ import pytest
 
 from models_app.models import DiffusionModel
 from studio_project import supervision
+from studio_project.api import Problem
 from studio_project.child_process import Child
 from studio_project.device_share import DeviceShare
 from studio_project.models import User, Worker
@@ -62,6 +63,29 @@ def test_no_process_is_left_when_one_is_killed(child: Child, victim: str) -> Non
     child._process.wait(20)
     _gone, alive = psutil.wait_procs([first, other], timeout=20)
     assert not alive
+
+
+def test_a_training_waits_for_a_worker_that_has_so_many_devices(
+    worker: Worker, tiny_base: DiffusionModel, alice: User
+) -> None:
+    def create(**changes: object) -> TrainingJob:
+        return services.create_training(
+            alice,
+            dataset_id=make_dataset(alice).pk,
+            base_model_id=tiny_base.pk,
+            config={**CONFIG, **changes},
+        )
+
+    with pytest.raises(Problem) as refused:
+        create(train_batch_size=3)
+    assert list(refused.value.fields) == ["config.num_devices"]
+    job = services.start_training(alice, create())
+    actors.train()
+    job.refresh_from_db()
+    assert (job.status, job.waiting_reason) == (TrainingJob.Status.QUEUED, "no_worker")
+    Worker.objects.filter(pk=worker.pk).update(device="cpu+cpu")
+    other = services.start_training(alice, create())
+    assert other.waiting_reason == "behind_jobs"
 
 
 def test_a_training_on_two_devices_becomes_a_model(

@@ -121,7 +121,7 @@ class Ranks:
         if self.is_first:
             data.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
         self._exchange(lambda: dist.broadcast(data, 0))
-        shared: Mapping[str, Any] = json.loads(bytes(data.tolist()))
+        shared: Mapping[str, Any] = json.loads(data.numpy().tobytes())
         return shared
 
     def agree(self, *flags: bool) -> tuple[bool, ...]:

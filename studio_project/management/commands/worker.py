@@ -24,7 +24,11 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         """See ``BaseCommand``."""
-        parser.add_argument("--device", default="", help="cpu, mps, cuda:0 …; the first one found")
+        parser.add_argument(
+            "--device",
+            default="",
+            help="cpu, mps, cuda:0, a group such as cuda:0+cuda:1; the first one found",
+        )
         parser.add_argument(
             "--queues", nargs="+", default=list(QUEUES), choices=QUEUES, help="serve only these"
         )

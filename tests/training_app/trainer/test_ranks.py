@@ -114,6 +114,15 @@ def launch(
     )
 
 
+def test_gradients_travel_in_blocks_of_one_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks_module, "_BLOCK_BYTES", 16)
+    sizes = [(2, torch.float32), (1, torch.float32), (1, torch.float32), (3, torch.bfloat16)]
+    tensors = [torch.ones(size, dtype=kind) for size, kind in sizes]
+    blocks = [[len(each) for each in block] for block in ranks_module._blocks(tensors)]
+    assert blocks == [[2, 1, 1], [3]]
+    assert list(ranks_module._blocks([])) == []
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_two_ranks_have_the_gradients_of_one(launch: Launch, name: str) -> None:
     expected = first_gradients(launch.orders["gradients"][name])
