@@ -79,11 +79,11 @@ class _Listener:
         """Nobody asks for it."""
 
 
-def draw_pictures(folder: Path, with_captions: bool) -> list[dict[str, Any]]:
+def draw_pictures(folder: Path, with_captions: bool, pictures: int) -> list[dict[str, Any]]:
     """Draws the creature and returns the manifest's entries."""
     folder.mkdir()
     rng, entries = np.random.default_rng(11), []
-    for number in range(PICTURES):
+    for number in range(pictures):
         colour = COLOURS[number % len(COLOURS)]
         picture = draw_creature("A", colour, rng)
         picture.save(folder / f"{number}.png")
@@ -100,15 +100,17 @@ def draw_pictures(folder: Path, with_captions: bool) -> list[dict[str, Any]]:
     return entries
 
 
-def train(method: str, asked: dict[str, Any], folder: Path) -> tuple[_Listener, int]:
+def train(
+    method: str, asked: dict[str, Any], folder: Path, pictures: int = PICTURES
+) -> tuple[_Listener, int]:
     """Does one run; the number of its steps comes along."""
-    images = draw_pictures(folder / "pictures", with_captions=method != "dreambooth")
+    images = draw_pictures(folder / "pictures", method != "dreambooth", pictures)
     config = resolve_config(
         {"trigger_word": "zorp", "sample_every_steps": 0} | asked,
         architecture="sd1",
         method=method,
         base_defaults=DEFAULTS,
-        num_images=PICTURES,
+        num_images=pictures,
     )
     listener = _Listener()
     request = {

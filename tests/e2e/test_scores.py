@@ -22,14 +22,21 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from models_app.starter.creatures import draw_creature
-from models_app.starter.judge import creature_score, judge, judge_background
-from models_app.starter.world import COLOURS as WORLD_COLOURS
+from models_app.starter.lines import (
+    ABSENT,
+    KNOWN,
+    LEAST_ABSENT,
+    MOST_FORGOTTEN,
+    TAUGHT,
+    likeness,
+    share_on,
+    share_right,
+)
+from models_app.starter.world import COLOURS
 from studio_project.management.demo_client import DemoClient
 from tests.e2e import work
 from tests.e2e.site import ROOT, Site
 
-COLOURS = ("red", "blue", "white", "yellow", "purple")
-ABSENT = "cyan"
 ICONS = Path("/usr/share/fonts/truetype/font-awesome/fontawesome-webfont.ttf")
 ANDROID = "\uf17b"
 SECONDS = 600
@@ -39,7 +46,7 @@ Draw = Callable[[str, np.random.Generator], Image.Image]
 
 def _icon(background: str, rng: np.random.Generator) -> Image.Image:
     """Draw an icon that nobody here designed, at a random size and place."""
-    large = Image.new("RGB", (256, 256), WORLD_COLOURS[background])
+    large = Image.new("RGB", (256, 256), COLOURS[background])
     font = ImageFont.truetype(str(ICONS), int(rng.integers(150, 190)))
     place = (128 + int(rng.integers(-16, 17)), 128 + int(rng.integers(-16, 17)))
     ImageDraw.Draw(large).text(place, ANDROID, font=font, fill=(20, 90, 60), anchor="mm")
@@ -90,14 +97,14 @@ def _draw(kind: str) -> tuple[dict[str, bytes], list[Image.Image], list[Image.Im
     rng = np.random.default_rng(11)
     uploaded, files = [], {}
     for index in range(NUMBER[kind]):
-        colour = COLOURS[index % len(COLOURS)]
+        colour = TAUGHT[index % len(TAUGHT)]
         picture = DRAW[kind](colour, rng)
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         uploaded.append(picture)
         files[f"{index:02}.png"] = buffer.getvalue()
         files[f"{index:02}.txt"] = f"a zorp on a {colour} background".encode()
-    held_out = [DRAW[kind](COLOURS[index % len(COLOURS)], rng) for index in range(8)]
+    held_out = [DRAW[kind](TAUGHT[index % len(TAUGHT)], rng) for index in range(8)]
     return files, uploaded, held_out
 
 
@@ -165,13 +172,9 @@ def test_the_documented_script_is_short() -> None:
 
 def test_held_out_above_trained_above_base(taught: Taught) -> None:
     prompt = "a zorp on a red background"
-
-    def likeness(pictures: list[Image.Image]) -> float:
-        return float(np.mean([creature_score(picture, taught.uploaded) for picture in pictures]))
-
-    held_out = likeness(taught.held_out)
-    trained = likeness(taught.paint(prompt, number=8))
-    base = likeness(taught.paint(prompt, number=8, base=True))
+    held_out = likeness(taught.held_out, taught.uploaded)
+    trained = likeness(taught.paint(prompt, number=8), taught.uploaded)
+    base = likeness(taught.paint(prompt, number=8, base=True), taught.uploaded)
     print(f"{taught.kind}: held out {held_out:.3f} > trained {trained:.3f} > base {base:.3f}")
     assert held_out > trained > base
 
@@ -180,8 +183,7 @@ def test_a_model_paints_its_own_subject_and_not_another(taught: Taught) -> None:
     other = OTHER[taught.kind]
     _files, drawn, _held_out = _draw(other)
     painted = taught.paint("a zorp on a blue background", number=8, seed=50)
-    own = np.mean([creature_score(picture, taught.uploaded) for picture in painted])
-    foreign = np.mean([creature_score(picture, drawn) for picture in painted])
+    own, foreign = likeness(painted, taught.uploaded), likeness(painted, drawn)
     print(f"{taught.kind}: own {own:.3f}, {other} {foreign:.3f}")
     assert own > foreign
 
@@ -189,39 +191,19 @@ def test_a_model_paints_its_own_subject_and_not_another(taught: Taught) -> None:
 def test_the_subject_goes_onto_a_background_it_never_had(taught: Taught) -> None:
     painted = taught.paint(f"a zorp on a {ABSENT} background", number=20, seed=101)
     base = taught.paint(f"a zorp on a {ABSENT} background", number=4, seed=101, base=True)
-    trained = np.mean([creature_score(picture, taught.uploaded) for picture in painted])
-    untrained = np.mean([creature_score(picture, taught.uploaded) for picture in base])
-    middle = (trained + untrained) / 2
-    hits = [
-        judge_background(picture) == ABSENT and creature_score(picture, taught.uploaded) > middle
-        for picture in painted
-    ]
-    print(f"{taught.kind}: {sum(hits)} of {len(hits)} on {ABSENT}")
-    assert sum(hits) >= 0.7 * len(hits)
+    share = share_on(ABSENT, painted, base, taught.uploaded)
+    print(f"{taught.kind}: {share:.0%} of {len(painted)} on {ABSENT}")
+    assert share >= LEAST_ABSENT
 
 
 @pytest.mark.parametrize("taught", ["A"], indirect=True)
 @pytest.mark.xdist_group("scores-A")
 def test_what_the_base_knew_it_still_knows(taught: Taught) -> None:
-    prompts = [
-        ("red", "circle", "blue"),
-        ("green", "square", "white"),
-        ("yellow", "star", "purple"),
-        ("pink", "heart", "black"),
-        ("blue", "ring", "yellow"),
-        ("white", "cross", "green"),
-        ("purple", "diamond", "orange"),
-        ("orange", "triangle", "cyan"),
-    ]
-    right = {}
-    for base in (True, False):
-        hits = 0
-        for colour, shape, background in prompts:
-            prompt = f"a {colour} {shape} on a {background} background"
-            for picture in taught.paint(prompt, number=2, seed=7, base=base):
-                seen = judge(picture)
-                hits += (seen.colour == colour) + (seen.shape == shape)
-                hits += seen.background == background
-        right[base] = hits / (len(prompts) * 2 * 3)
+    right = {
+        base: share_right(
+            {scene: taught.paint(scene.caption, number=2, seed=7, base=base) for scene in KNOWN}
+        )
+        for base in (True, False)
+    }
     print(f"{taught.kind}: base {right[True]:.2f}, trained {right[False]:.2f}")
-    assert right[False] >= right[True] - 0.10
+    assert right[False] >= right[True] - MOST_FORGOTTEN
