@@ -89,6 +89,7 @@ def train(
         meter.add(training.do_step())
         if reporter.is_due or training.step == request.config.max_train_steps:
             meter.tell(training.step, reporter)
+            reporter.memory()
         if rhythm.wants_sample(training.step):
             meter.tell(training.step, reporter)
             with meter.paused():
