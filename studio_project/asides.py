@@ -60,6 +60,8 @@ class Aside:
 
     def heard(self, message: Message) -> bool:
         """Takes what the child says; returns whether it has left room for others just now."""
+        if message["type"] == "memory":
+            self._device.grow(self._kind, int(message["held_bytes"]))
         if message["type"] != "aside":
             return False
         self._device.stand_aside(self._kind, int(message["held_bytes"]))

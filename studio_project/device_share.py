@@ -237,6 +237,12 @@ class Device:
             if use is not None and kind in self._releasers:
                 self._warm[kind] = use.full_bytes or self.memory_bytes
 
+    def grow(self, kind: str, held_bytes: int) -> None:
+        """Notes that a running kind holds more than its job said, so that others leave it that."""
+        with self._lock:
+            use = self._running[kind]
+            use.full_bytes = max(use.full_bytes, min(held_bytes, self.memory_bytes))
+
     # --- turns on a device that does not hold both --------------------------------------------
     def want_room(self, kind: str, required_bytes: int) -> None:
         """Notes that jobs of a kind wait for room that others hold.

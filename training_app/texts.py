@@ -87,6 +87,10 @@ NOTES = {
     "stood_aside": gettext_lazy(
         "Waited %(seconds)s s in all while pictures were made that would not fit beside it."
     ),
+    "could_not_stand_aside": gettext_lazy(
+        "The machine has too little RAM for it to stand aside, so pictures that do not fit beside "
+        "it wait until it is done."
+    ),
     "paused": gettext_lazy("Paused at step %(step)s."),
     "kept": gettext_lazy(
         "Stopped at step %(step)s of %(total)s; what it had learned by then is kept."

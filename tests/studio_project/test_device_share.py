@@ -56,6 +56,17 @@ def test_on_a_gpu_only_what_fits_beside_the_other_is_claimed() -> None:
     assert device.share("training").nice == 0
 
 
+def test_what_a_job_really_holds_counts_if_it_is_more_than_it_said() -> None:
+    device = Device("cuda:0", 16 * GIBIBYTE)
+    assert take(device, "training", 7 * GIBIBYTE)
+    device.grow("training", 12 * GIBIBYTE)
+    assert device.free_bytes("generation") == 4 * GIBIBYTE
+    device.grow("training", 11 * GIBIBYTE)
+    assert device.free_bytes("generation") == 4 * GIBIBYTE
+    device.grow("training", 20 * GIBIBYTE)
+    assert device.free_bytes("generation") == 0
+
+
 def test_one_job_of_a_kind_runs_at_a_time() -> None:
     device = Device()
     assert take(device, "training", 1)

@@ -259,12 +259,13 @@ def test_a_run_stands_aside_and_comes_back(
             # It may be silent for as long as the others take.
             threading.Timer(2.5, device.want_room, ("training", 0)).start()
 
-    script = request(("aside", GIBIBYTE))
+    grown = {"type": "memory", "held_bytes": 13 * GIBIBYTE}
+    script = request(("aside", GIBIBYTE), ("send", grown))
     outcome = supervise(crowded, child, script, on_message=on_message, stands_aside=True)
     assert outcome.kind == "done"
-    assert heard[-2:] == ["aside", "back"]
+    assert heard[-3:] == ["aside", "back", "memory"]
     assert free == [15 * GIBIBYTE]
-    assert device.free_bytes("training") == 4 * GIBIBYTE
+    assert device.free_bytes("training") == 3 * GIBIBYTE
     assert "training" in rung  # somebody may come now
     device.give_back("generation")
 

@@ -96,6 +96,7 @@ def train(
         is_due, is_late = ranks.agree(reporter.is_due, rhythm.is_late)
         if is_due or training.step == request.config.max_train_steps:
             meter.tell(training.step, reporter)
+            reporter.memory()
         if rhythm.wants_sample(training.step):
             meter.tell(training.step, reporter)
             with meter.paused(), ranks.together():

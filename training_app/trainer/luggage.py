@@ -21,6 +21,13 @@ CONTEXT_BYTES = 512 * 1024**2
 Copy = Callable[[torch.Tensor], torch.Tensor]
 
 
+def most_held_bytes(device: str) -> int:
+    """The most that this process has held of a device so far; 0 where that is the RAM."""
+    if torch.device(device).type != "cuda":
+        return 0
+    return torch.cuda.max_memory_reserved(device) + CONTEXT_BYTES
+
+
 class Luggage:
     """The tensors of this process that live on a device.
 
@@ -44,6 +51,9 @@ class Luggage:
 
         Returns:
             The bytes that this process holds on the device all the same.
+
+        Raises:
+            RuntimeError: There is too little RAM; nothing was moved.
         """
         move(self._tensors, _to_pinned if self._device.type == "cuda" else torch.Tensor.cpu)
         self._wait()
@@ -88,23 +98,20 @@ def tensors_on(device_type: str) -> list[torch.Tensor]:
 def move(tensors: Sequence[torch.Tensor], copy: Copy) -> None:
     """Gives tensors the memory that copying theirs makes, each piece of memory once.
 
+    If a copy cannot be made, no tensor has changed.
+
     Args:
-        tensors: All that use that memory; the others keep what was copied.
+        tensors: All that use that memory; others would keep what was copied.
         copy: Called with each piece of memory as bytes.
     """
-    made: dict[int, torch.Tensor] = {}
-    old = []  # an address must not be used again before all is done
+    pieces = {each.data_ptr(): each for each in (t.untyped_storage() for t in tensors)}
+    made = {
+        address: copy(torch.empty(0, dtype=torch.uint8, device=piece.device).set_(piece))
+        for address, piece in pieces.items()
+    }
     for tensor in tensors:
-        storage = tensor.untyped_storage()
-        address = storage.data_ptr()
-        if address not in made:
-            flat = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
-            made[address] = copy(flat)
-            old.append(storage)
+        new = made[tensor.untyped_storage().data_ptr()]
         with torch.no_grad():
-            tensor.data = torch.empty(0, dtype=tensor.dtype, device=made[address].device).set_(
-                made[address].untyped_storage(),
-                tensor.storage_offset(),
-                tensor.size(),
-                tensor.stride(),
+            tensor.data = torch.empty(0, dtype=tensor.dtype, device=new.device).set_(
+                new.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
             )

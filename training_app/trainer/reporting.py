@@ -10,7 +10,7 @@ import logging
 import time
 from typing import Any, Protocol
 
-from training_app.trainer.luggage import Luggage
+from training_app.trainer.luggage import Luggage, most_held_bytes
 
 #: At most this many progress messages a second.
 MESSAGES_PER_SECOND = 4
@@ -64,6 +64,8 @@ class Reporter:
         """
         self._channel, self._device = channel, device
         self._left: str | None = None
+        self._stays = False
+        self._most_bytes = 0
         self.seconds_aside = 0.0
         self._told_at = 0.0
         self._phase = ""
@@ -82,6 +84,13 @@ class Reporter:
         """Sends a message that counts as progress: :attr:`is_due` waits after it."""
         self._told_at = time.monotonic()
         self._channel.send(message_type, **fields)
+
+    def memory(self) -> None:
+        """Says what the run holds of its device at most, whenever that has grown."""
+        most = most_held_bytes(self._device)
+        if most > self._most_bytes:
+            self._most_bytes = most
+            self.send("memory", held_bytes=most)
 
     def phase(self, name: str, done: int = 0, total: int = 0) -> None:
         """Says what the run does now; of the counting within a phase only some is told."""
@@ -114,7 +123,7 @@ class Reporter:
     @property
     def is_in_the_way(self) -> bool:
         """Whether others shall have the device as soon as the run can leave it."""
-        return self._channel.aside_wanted() and not self.is_aside
+        return self._channel.aside_wanted() and not self.is_aside and not self._stays
 
     def give_way(self) -> None:
         """Stands aside if that is wanted, until the device is the run's again.
@@ -126,7 +135,14 @@ class Reporter:
             return
         began, phase = time.monotonic(), self._phase
         luggage = Luggage(self._device)
-        self.send("aside", held_bytes=luggage.take_away())
+        try:
+            held_bytes = luggage.take_away()
+        except (RuntimeError, MemoryError):
+            logger.exception("there is no RAM for what lies on the device")
+            self._stays = True
+            self.note("could_not_stand_aside")
+            return
+        self.send("aside", held_bytes=held_bytes)
         self._left = self._channel.wait_aside()
         if not self.is_aside:
             luggage.bring_back()

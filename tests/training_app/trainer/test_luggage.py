@@ -78,6 +78,20 @@ def test_tensors_keep_what_they_are_and_share_memory_as_before() -> None:
     assert (alias < 1).all()
 
 
+def test_when_a_copy_cannot_be_made_nothing_has_changed() -> None:
+    first, second = torch.ones(2), torch.zeros(3)
+    places = [first.data_ptr(), second.data_ptr()]
+
+    def copy(flat: torch.Tensor) -> torch.Tensor:
+        if len(flat) == 12:
+            raise RuntimeError("no room")
+        return flat.clone()
+
+    with pytest.raises(RuntimeError, match="no room"):
+        move([first, second], copy)
+    assert [first.data_ptr(), second.data_ptr()] == places
+
+
 def test_on_a_cpu_there_is_nowhere_to_go() -> None:
     kept = torch.ones(3)
     place = kept.data_ptr()

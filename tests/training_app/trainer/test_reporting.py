@@ -6,6 +6,7 @@ import pytest
 
 import training_app.trainer.reporting as reporting
 from tests.training_app.trainer.conftest import Recorder
+from training_app.trainer.luggage import Luggage
 from training_app.trainer.reporting import Reporter, StopRun
 
 
@@ -82,3 +83,29 @@ def test_a_run_that_shall_stop_while_it_stands_aside_stays_there() -> None:
         reporter.raise_if_stopped(step=3)
     assert (stop.value.how, reporter.is_aside, reporter.is_in_the_way) == ("pause", True, False)
     assert reporter.stop_requested() == "pause"  # whatever is asked later
+
+
+def test_memory_is_told_when_it_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = iter([5, 5, 7, 6])
+    monkeypatch.setattr(reporting, "most_held_bytes", lambda device: next(held))
+    channel = Recorder()
+    reporter = Reporter(channel, "cuda:0")
+    for _ in range(4):
+        reporter.memory()
+    assert [message["held_bytes"] for message in channel.of("memory")] == [5, 7]
+
+
+def test_a_run_for_which_there_is_no_ram_stays_where_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class NoRoom(Luggage):
+        def take_away(self) -> int:
+            raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(reporting, "Luggage", NoRoom)
+    channel = Shared()
+    reporter = Reporter(channel)
+    reporter.raise_if_stopped()
+    reporter.raise_if_stopped()
+    assert [m["code"] for m in channel.of("note")] == ["could_not_stand_aside"]
+    assert not channel.of("aside")
