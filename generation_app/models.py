@@ -16,8 +16,8 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from models_app.models import DiffusionModel
-from studio_project.jobs import Job
-from studio_project.models import User
+from studio_project.jobs import Candidate, Job
+from studio_project.models import User, Worker
 
 MEDIA_TYPES = {
     ".png": "image/png",
@@ -86,6 +86,7 @@ class GenerationJob(Job):
 
     queue_name: ClassVar[str] = "generation"
     noun: ClassVar[str] = "generation_job"
+    candidate_rows: ClassVar[tuple[str, ...]] = ("base_model",)
 
     mode = models.CharField(max_length=20, choices=Mode.choices, default=Mode.TEXT_TO_IMAGE)
     # What was asked for: a base model or a LoRA (which brings its base).
@@ -124,6 +125,16 @@ class GenerationJob(Job):
     def event_fields(self) -> dict[str, Any]:
         """Add how many pictures there are."""
         return {"images": self.images.live().count()}
+
+    def candidate(self, worker: Worker, free_bytes: int | None) -> Candidate:
+        """Say whether the worker has the base ready, and what was foreseen."""
+        return Candidate(
+            self.pk,
+            self.passed_over_at,
+            is_ready=self.base_model is None or self.base_model.name in worker.warm,
+            seconds=self.expected_seconds,
+            load_seconds=self.expected_load_seconds or 0.0,
+        )
 
     def checkpoint_step(self) -> int:
         """Return how many pictures a crash would not lose."""

@@ -16,6 +16,7 @@ from generation_app.models import GenerationJob
 from studio_project import jobs
 from studio_project.jobs import Job
 from studio_project.models import User, Worker, seen_since
+from tests.factories import make_base
 
 MakeJob = Callable[..., GenerationJob]
 MakeWorker = Callable[..., Worker]
@@ -152,6 +153,33 @@ def test_a_job_that_shall_be_canceled_is_not_started(
 ) -> None:
     make_job(alice, cancel_requested=True)
     assert jobs.claim(GenerationJob, make_worker()) is None
+
+
+def test_a_job_whose_model_is_ready_goes_first_for_a_while(
+    alice: User, bob: User, make_job: MakeJob, make_worker: MakeWorker
+) -> None:
+    warm, other = make_base("Warm"), make_base("Other")
+    worker = make_worker(warm=["Warm"])
+    cold = make_job(alice, base_model=other, expected_load_seconds=5.0)
+    ready = [make_job(bob, base_model=warm, expected_seconds=4.0) for _ in range(2)]
+    later = make_job(bob, base_model=other, expected_seconds=4.0)
+    claimed = jobs.claim(GenerationJob, worker)
+    assert claimed == ready[0]
+    cold.refresh_from_db()
+    later.refresh_from_db()
+    assert cold.passed_over_at is not None
+    assert (cold.version, later.passed_over_at) == (1, None)
+    first_passed = cold.passed_over_at
+    complete(claimed)
+    claimed = jobs.claim(GenerationJob, worker)
+    assert claimed == ready[1]
+    cold.refresh_from_db()
+    assert cold.passed_over_at == first_passed
+    complete(claimed)
+    make_job(bob, base_model=warm, expected_seconds=4.0)
+    waited = timezone.now() - timedelta(seconds=27)
+    GenerationJob.objects.filter(pk=cold.pk).update(passed_over_at=waited)
+    assert jobs.claim(GenerationJob, worker) == cold
 
 
 def test_why_a_job_waits(
