@@ -96,6 +96,9 @@ def claim_together(
     with transaction.atomic():
         _one_at_a_time(job_class)
         order = _candidates(job_class, waiting, worker, free_bytes)
+        if len(order) > 1:  # company is no reason for another worker to stay idle
+            workers = len(live_workers(job_class.queue_name))
+            most = min(most, -(-len(order) // max(1, workers)))
         while order:
             now = timezone.now()
             choice = choose(order, now, most)

@@ -16,7 +16,7 @@ from generation_app.models import GenerationJob
 from studio_project import jobs
 from studio_project.jobs import Job
 from studio_project.models import User, Worker, seen_since
-from tests.factories import make_base
+from tests.factories import make_base, make_generation
 
 MakeJob = Callable[..., GenerationJob]
 MakeWorker = Callable[..., Worker]
@@ -180,6 +180,29 @@ def test_a_job_whose_model_is_ready_goes_first_for_a_while(
     waited = timezone.now() - timedelta(seconds=27)
     GenerationJob.objects.filter(pk=cold.pk).update(passed_over_at=waited)
     assert jobs.claim(GenerationJob, worker) == cold
+
+
+def test_jobs_alike_are_claimed_together_and_shared_between_workers(
+    alice: User, bob: User, staff: User, make_worker: MakeWorker
+) -> None:
+    worker = make_worker()
+    queued = {"status": "queued", "joint_key": "k"}
+    first, second = (make_generation(owner, **queued) for owner in (alice, bob))
+    crashed = make_generation(staff, crash_count=1, **queued)
+    other = make_generation(staff, status="queued")
+    claimed = jobs.claim_together(GenerationJob, worker)
+    assert claimed == [first, second]
+    for job in claimed:
+        assert (job.status, job.epoch, job.worker) == ("running", 1, worker)
+        assert job.lease_expires_at is not None
+    assert jobs.claim_together(GenerationJob, worker) == [crashed]
+    assert jobs.claim_together(GenerationJob, worker) == [other]
+    assert jobs.claim_together(GenerationJob, worker) == []
+    alike = [make_generation(owner, **queued) for owner in (alice, bob, staff)]
+    another = make_worker("another")
+    assert len(jobs.claim_together(GenerationJob, worker)) == 2
+    assert len(jobs.claim_together(GenerationJob, another)) == 1
+    assert GenerationJob.objects.running().filter(pk__in=[job.pk for job in alike]).count() == 3
 
 
 def test_why_a_job_waits(
