@@ -14,6 +14,7 @@ from typing import Any
 import dramatiq
 from django.conf import settings
 
+from generation_app.company import room_for
 from generation_app.engine.request import MODES, field_names
 from generation_app.engine_host import EngineHost
 from generation_app.models import GenerationJob
@@ -22,9 +23,11 @@ from models_app.models import DiffusionModel
 from studio_project import storage
 from studio_project.api import Problem
 from studio_project.jobs import ERRORS
+from studio_project.seats import seat_of
 from studio_project.supervision import (
     Outcome,
     current_device,
+    current_worker,
     note_warm,
     run_queue,
     supervise,
@@ -81,9 +84,14 @@ def run_generation(job: GenerationJob) -> None:
     recorder = Recorder(job, missing)
     try:
         request = _prepare(job, missing, folder)
-        child = _engine.ready(current_device().share(KIND))
+        child = seat_of(job, _engine.ready(current_device().share(KIND)))
         outcome = supervise(job, child, request, on_message=recorder)
+        if child.is_shared and outcome.message.get("code") == "out_of_memory":
+            job.settle_crashed()  # alone it may fit
+            return
         _settle(job, outcome, first_step_at=recorder.first_step_at)
+        if outcome.settled and not child.alive:
+            note_warm([])
     except RefusedError as refused:
         job.fail(refused.code, **refused.params)
     except Problem as problem:  # the disk is full
@@ -104,7 +112,7 @@ def _prepare(job: GenerationJob, missing: list[int], folder: Path) -> dict[str, 
         raise RefusedError("disk_full")
     base, loras = _usable_models(job)
     folder.mkdir(parents=True, exist_ok=True)
-    share = current_device().share(KIND)
+    share, free_bytes = current_device().share(KIND), current_device().free_bytes(KIND)
     parameters = job.parameters
     names = field_names(job.mode) - {"loras", "seed", "num_images"}
     request = {name: parameters[name] for name in names if name in parameters}
@@ -136,6 +144,9 @@ def _prepare(job: GenerationJob, missing: list[int], folder: Path) -> dict[str, 
         # What a training beside it leaves; 0 is all there is.
         "memory_bytes": current_device().free_bytes(KIND) or 0,
         "preview": True,
+        "together": room_for(parameters, job.required_bytes, current_worker(), free_bytes)
+        if job.joint_key and not job.crash_count
+        else 1,
         "metadata": {"job_id": str(job.pk), "base_name": base.name},
     }
 
@@ -178,5 +189,3 @@ def _settle(job: GenerationJob, outcome: Outcome, *, first_step_at: float | None
         job.fail(code if code in ERRORS else "internal", **params)
     elif outcome.kind == "stopped":
         job.settle_stopped(str(outcome.message.get("how")))
-    elif outcome.settled:  # the engine was killed
-        note_warm([])

@@ -127,8 +127,9 @@ def _schedule(
 
 
 def _seat(worker: Worker) -> _Seat:
-    running = GenerationJob.objects.running().filter(worker=worker).defer("log_tail").first()
-    left = (_left(running) or 0.0) if running else 0.0
+    # Several at once are one batch, which is done when the last of them is.
+    running = GenerationJob.objects.running().filter(worker=worker).defer("log_tail")
+    left = max((_left(job) or 0.0 for job in running), default=0.0)
     return _Seat(worker, left, set(worker.warm))
 
 

@@ -5,6 +5,7 @@ The time of a request is that of its UNet passes, and that of what happens once 
 requests of the same base, mode and device, so that one slow afternoon does not spoil it. What was
 never painted at a size is told from the sizes that were; what was never painted with a base, from
 other bases by the size of their weights. How the latest requests went says how busy the device is.
+Requests that were painted in company count only where none was painted alone.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class Finished:
         start_seconds: All that the claim's time holds beside these: the way to the engine and back,
             and the loading of what was not warm.
         weights_bytes: Size of the base.
+        had_company: Whether it shared the UNet with others; its times are its own part then.
     """
 
     work: Work
@@ -81,6 +83,7 @@ class Finished:
     rest_seconds: float
     start_seconds: float
     weights_bytes: int = 1
+    had_company: bool = False
 
 
 def finished(
@@ -93,12 +96,14 @@ def finished(
     try:
         seconds = float(metrics["seconds"]) - float(metrics.get("load_seconds", 0.0))
         denoise = float(metrics["denoise_seconds"])
+        others = float(metrics.get("company_seconds", 0.0))
     except (KeyError, TypeError, ValueError):
         return None
     if not 0 < denoise <= seconds or not math.isfinite(seconds):
         return None
-    start = max(0.0, wall_seconds - seconds)
-    return Finished(work_of(parameters), denoise, seconds - denoise, start, max(1, weights_bytes))
+    start = max(0.0, wall_seconds - seconds - others)
+    work, rest = work_of(parameters), seconds - denoise
+    return Finished(work, denoise, rest, start, max(1, weights_bytes), "company" in metrics)
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ def foretell(samples: Sequence[Finished], work: Work, weights_bytes: int = 1) ->
     """
     if not samples:
         return None
+    samples = _alike(samples, work)
     learned = _Learned(samples)
     size = max(1, weights_bytes)
     exact = any(sample.work.pixels == work.pixels for sample in samples)
@@ -136,6 +142,16 @@ def foretell(samples: Sequence[Finished], work: Work, weights_bytes: int = 1) ->
         learned.load_seconds * size,
         "size" if exact else "base",
     )
+
+
+def _alike(samples: Sequence[Finished], work: Work) -> Sequence[Finished]:
+    """Return the samples that were painted as the work will be, if there are any.
+
+    Several pictures at once cost less each; who will have company nobody knows.
+    """
+    alone = [sample for sample in samples if not sample.had_company]
+    several = work.images > 1
+    return [one for one in alone if (one.work.images > 1) == several] or alone or samples
 
 
 class _Learned:

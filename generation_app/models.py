@@ -15,9 +15,10 @@ from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from generation_app.company import room_for
 from models_app.models import DiffusionModel
-from studio_project.jobs import Job
-from studio_project.models import User
+from studio_project.jobs import Candidate, Job
+from studio_project.models import User, Worker
 
 MEDIA_TYPES = {
     ".png": "image/png",
@@ -86,6 +87,7 @@ class GenerationJob(Job):
 
     queue_name: ClassVar[str] = "generation"
     noun: ClassVar[str] = "generation_job"
+    candidate_rows: ClassVar[tuple[str, ...]] = ("base_model",)
 
     mode = models.CharField(max_length=20, choices=Mode.choices, default=Mode.TEXT_TO_IMAGE)
     # What was asked for: a base model or a LoRA (which brings its base).
@@ -115,6 +117,8 @@ class GenerationJob(Job):
     # What was foreseen when it was sent: from its claim on, and for a model that is not ready.
     expected_seconds = models.FloatField(null=True, blank=True)
     expected_load_seconds = models.FloatField(null=True, blank=True)
+    # Equal for requests that may be denoised in one batch (see `company`); empty runs alone.
+    joint_key = models.CharField(max_length=64, blank=True, default="", editable=False)
 
     @property
     def title(self) -> str:
@@ -124,6 +128,24 @@ class GenerationJob(Job):
     def event_fields(self) -> dict[str, Any]:
         """Add how many pictures there are."""
         return {"images": self.images.live().count()}
+
+    def candidate(self, worker: Worker, free_bytes: int | None) -> Candidate:
+        """Say whether the worker has the base ready, what was foreseen, and who may come along.
+
+        What has crashed runs alone: the fault may be its own, or that of its company.
+        """
+        return Candidate(
+            self.pk,
+            self.passed_over_at,
+            is_ready=self.base_model is None or self.base_model.name in worker.warm,
+            seconds=self.expected_seconds,
+            load_seconds=self.expected_load_seconds or 0.0,
+            joint_key="" if self.crash_count else self.joint_key,
+            size=self.parameters["num_images"] if self.joint_key else 1,
+            room=room_for(self.parameters, self.required_bytes, worker, free_bytes)
+            if self.joint_key
+            else 1,
+        )
 
     def checkpoint_step(self) -> int:
         """Return how many pictures a crash would not lose."""

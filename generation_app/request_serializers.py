@@ -36,6 +36,10 @@ class _RequestSerializer(serializers.Serializer):
         required=False, allow_null=True, help_text="null or -1: random, answered resolved."
     )
     num_images = serializers.IntegerField(required=False, help_text="Image i uses seed + i.")
+    run_alone = serializers.BooleanField(
+        required=False,
+        help_text="Share no batch with other requests: then a picture is equal to the bit.",
+    )
 
 
 class _PictureRequestSerializer(_RequestSerializer):

@@ -224,6 +224,7 @@ class GenerationSerializer(JobSerializer):
     decode_chunk_size = _value(serializers.IntegerField, "decode_chunk_size")
     min_guidance_scale = _value(FiniteField, "min_guidance_scale")
     max_guidance_scale = _value(FiniteField, "max_guidance_scale")
+    run_alone = serializers.BooleanField(source="parameters.run_alone", default=False)
     images = serializers.SerializerMethodField()
     preview_url = serializers.SerializerMethodField()
     notes = serializers.SerializerMethodField()

@@ -17,6 +17,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from generation_app import files
+from generation_app.company import joint_key, take_run_alone
 from generation_app.engine.errors import MESSAGES
 from generation_app.engine.request import (
     ARCHITECTURE_DEFAULTS,
@@ -71,6 +72,7 @@ class Asked:
     chosen: Chosen
     inputs: Inputs
     prompts: tuple[str, ...]
+    run_alone: bool
 
     def as_parameters(self) -> dict[str, Any]:
         """Return everything a job keeps of it, as plain JSON."""
@@ -81,6 +83,8 @@ class Asked:
         values = {**self.request.as_parameters(), "loras": loras, "seeds": self.request.seeds}
         if self.prompts:
             values["prompts"] = list(self.prompts)
+        if self.run_alone:
+            values["run_alone"] = True
         return values
 
 
@@ -125,6 +129,8 @@ def queue(job: GenerationJob, needed: list[DiffusionModel]) -> GenerationJob:
     jobs.require_stored_room(job.owner)
     job.status, job.queued_at = Status.QUEUED, timezone.now()
     job.required_bytes = sum(model.size_bytes for model in needed)
+    if job.base_model is not None and job.remake_of is None:
+        job.joint_key = joint_key(job.mode, job.parameters, job.base_model, needed)
     _foretell(job)
     with transaction.atomic():
         jobs.enforce_active_cap(job.owner)
@@ -180,7 +186,7 @@ def _understand(
         raise Problem("method_unavailable", _("This site cannot do that yet."), status=404)
     model = _resolve_named(user, body.get("model"), "model")
     base = _base_of(user, model)
-    body = _with_tagged_loras(body)
+    body, run_alone = take_run_alone(_with_tagged_loras(body))
     defaults = {**base.default_settings, **model.default_settings}
     if base.architecture not in MODES[mode].architectures:
         defaults = {}  # refused below, and its sizes mean nothing here
@@ -191,7 +197,7 @@ def _understand(
         defaults |= size_like(inputs.image, home=size, mode=mode)
     request, prompts = _varied(user, _resolve(user, mode, body, base, defaults))
     chosen = Chosen(model, base, _choose_loras(user, model, base, request))
-    return Asked(request, chosen, inputs, prompts)
+    return Asked(request, chosen, inputs, prompts, run_alone)
 
 
 def _with_tagged_loras(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from studio_project.child_process import Child
 from studio_project.device_share import Device
 from studio_project.jobs import Job
 from studio_project.models import Worker
+from studio_project.seats import Seat
 
 
 def ask_for_room(job_class: type[Job], worker: Worker, device: Device) -> None:
@@ -31,7 +32,7 @@ class Aside:
         is_able: Whether it can stand aside at all; else it is never asked to.
     """
 
-    def __init__(self, kind: str, child: Child, device: Device, *, is_able: bool) -> None:
+    def __init__(self, kind: str, child: Child | Seat, device: Device, *, is_able: bool) -> None:
         self._kind, self._child, self._device = kind, child, device
         self._is_asked = not is_able
         self.is_aside = False

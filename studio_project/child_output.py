@@ -71,6 +71,11 @@ class Mailbox:
             self._changed.notify_all()
 
     @property
+    def closed(self) -> bool:
+        """Whether no message will come any more."""
+        return self._closed
+
+    @property
     def finished(self) -> bool:
         """Whether the child's last message has been read."""
         with self._changed:

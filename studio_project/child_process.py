@@ -104,6 +104,8 @@ class Child:
         nice: How much it gives way to others.
     """
 
+    is_shared = False
+
     def __init__(
         self,
         module: str | Sequence[str],
@@ -115,6 +117,8 @@ class Child:
         command = [sys.executable, "-m", module] if isinstance(module, str) else list(module)
         self._id = uuid.uuid4().hex
         self.messages = Mailbox()
+        self._boxes: dict[str, Mailbox] = {}
+        self._boxes_lock = threading.Lock()
         self._log = LogTail()
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._process = spawn(
@@ -152,9 +156,36 @@ class Child:
                 message = _parse(line)
                 if message is None:
                     self._log.add(line)
-                else:
-                    self.messages.put(message)
-        self.messages.close()
+                elif (box := self._box_of(message)) is not None:
+                    box.put(message)
+        self._close_all()
+
+    def _box_of(self, message: Message) -> Mailbox | None:
+        """Where a message belongs; nowhere if it is about a job that nobody watches any more."""
+        if "job_id" not in message:
+            return self.messages
+        return self._boxes.get(str(message["job_id"]))
+
+    def open_box(self, job_id: str) -> Mailbox:
+        """Returns where messages arrive from now on that name a job in ``job_id``."""
+        box = Mailbox()
+        with self._boxes_lock:
+            self._boxes[job_id] = box
+            if self.messages.closed:
+                box.close()
+        return box
+
+    def close_box(self, job_id: str) -> None:
+        """Takes no more messages that name a job."""
+        box = self._boxes.pop(job_id, None)
+        if box is not None:
+            box.close()
+
+    def _close_all(self) -> None:
+        with self._boxes_lock:
+            self.messages.close()
+            for box in self._boxes.values():
+                box.close()
 
     def _read_log(self, stream: IO[bytes]) -> None:
         with stream:
@@ -226,7 +257,7 @@ class Child:
             self._process.kill()
         status = self._process.wait()
         self._outgoing.put(None)
-        self.messages.close()
+        self._close_all()
         for thread in self._threads:
             thread.join(2.0)
         return status

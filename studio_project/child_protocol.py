@@ -38,6 +38,7 @@ _PR_SET_PDEATHSIG = 1
 
 Command = dict[str, Any]
 Handler = Callable[["Channel", dict[str, Any]], None]
+JointHandler = Callable[["Channel", list[dict[str, Any]]], None]
 
 
 class ChildError(Exception):
@@ -83,6 +84,7 @@ class Channel:
         self._stop: str | None = None
         self._aside_wanted = False
         self._resumed = threading.Event()
+        self._stops: dict[str, str] = {}
         self._speaks = is_speaker()
 
     def open(self) -> Channel:
@@ -158,13 +160,19 @@ class Channel:
         self._resumed.clear()
         return None
 
+    def stop_of(self, job_id: str) -> str | None:
+        """How one of several requests at work shall stop, or ``None``."""
+        return self._stop or self._stops.get(job_id)
+
     def _on_term(self, *_: object) -> None:
         self._ask_stop("yield")
         self._commands.put(None)
 
-    def _ask_stop(self, how: str) -> None:
+    def _ask_stop(self, how: str, job_id: str = "") -> None:
         # A cancel is never softened by a later, gentler wish.
-        if self._stop != "cancel":
+        if job_id and self._stops.get(job_id) != "cancel":
+            self._stops[job_id] = how
+        elif not job_id and self._stop != "cancel":
             self._stop = how
 
     def _listen(self) -> None:
@@ -175,7 +183,8 @@ class Channel:
                     continue
                 if command.get("cmd") == "stop":
                     how = command.get("how")
-                    self._ask_stop(how if how in STOP_WAYS else "cancel")
+                    how = how if how in STOP_WAYS else "cancel"
+                    self._ask_stop(how, str(command.get("job_id") or ""))
                     continue
                 if command.get("cmd") == "stand_aside":
                     self._aside_wanted = True
@@ -186,7 +195,7 @@ class Channel:
                     continue
                 if command.get("cmd") == "run":
                     # A stop that came too late for the run before must not hit this one.
-                    self._stop = None
+                    self._stop, self._stops = None, {}
                 self._commands.put(command)
         self._ask_stop("yield")
         self._commands.put(None)
@@ -234,6 +243,7 @@ def run_child(
     handler: Handler,
     *,
     once: bool = False,
+    together: JointHandler | None = None,
     commands: Mapping[str, Callable[[Channel], None]] | None = None,
 ) -> int:
     """Serves ``run`` commands until the worker closes the line.
@@ -242,6 +252,8 @@ def run_child(
         handler: Does one request and sends ``done`` or ``stopped`` itself. What it raises is
             written to the log and answered with an ``error`` message.
         once: End after the first request (a trainer) instead of staying (an engine).
+        together: Does the ``requests`` of one command side by side, and answers each itself with
+            its ``job_id``.
         commands: What to do on other commands, by name; ``release`` for an engine.
 
     Returns:
@@ -253,7 +265,9 @@ def run_child(
     for command in channel.commands():
         name = str(command.get("cmd"))
         try:
-            if name == "run":
+            if name == "run" and together is not None and "requests" in command:
+                together(channel, command["requests"])
+            elif name == "run":
                 handler(channel, command.get("request") or {})
             elif name in others:
                 others[name](channel)
@@ -261,13 +275,20 @@ def run_child(
             traceback.print_exc()
             sys.stderr.flush()
             code, params = error_of(exc)
-            if name == "run":
-                channel.send("error", code=code, params=params)
+            for job in _jobs_of(command) if name == "run" else ():
+                channel.send("error", code=code, params=params, **job)
             if once:
                 return 1
         if once and name == "run":
             return 0
     return 0
+
+
+def _jobs_of(command: Command) -> list[dict[str, Any]]:
+    """What an answer to each request of a ``run`` says of whose it is."""
+    if "requests" not in command:
+        return [{}]
+    return [{"job_id": request.get("job_id")} for request in command["requests"]]
 
 
 def launch(arguments: list[str]) -> None:

@@ -26,6 +26,7 @@ from studio_project.jobs import InvalidTransition, Job, JobLost
 from studio_project.lease import LeaseKeeper
 from studio_project.models import Worker
 from studio_project.patience import with_database
+from studio_project.seats import Seat, side_by_side
 from studio_project.slices import Slice
 
 logger = logging.getLogger(__name__)
@@ -136,23 +137,23 @@ def run_queue(job_class: type[JobT], run: Callable[[JobT], object]) -> None:
 
     Args:
         job_class: The kind of job.
-        run: Does one. If it raises, the job fails as ``internal`` and the next one is taken.
+        run: Does one, at the same time as others that were claimed with it. If it raises, the job
+            fails as ``internal``.
     """
-    kind = job_class.queue_name
-    device = _process.device
+    kind, device = job_class.queue_name, _process.device
     while not worker_stopping():
         worker = current_worker()
         worker.refresh_from_db()
-        job = device.take(
+        claimed = device.take(
             kind,
-            lambda free: jobs.claim(job_class, worker, free),  # noqa: B023
-            lambda claimed: claimed.required_bytes,
+            lambda free: jobs.claim_together(job_class, worker, free) or None,  # noqa: B023
+            lambda claimed: claimed[0].required_bytes,
         )
-        if job is None:
+        if claimed is None:
             ask_for_room(job_class, worker, device)
             return
         try:
-            _run_one(job, run)
+            side_by_side(claimed, lambda job: _run_one(job, run))
         finally:
             device.give_back(kind)
             _ring_others(job_class, device)
@@ -189,7 +190,7 @@ def _run_one(job: JobT, run: Callable[[JobT], object]) -> None:
 
 def supervise(
     job: Job,
-    child: Child,
+    child: Child | Seat,
     request: dict[str, Any],
     *,
     on_message: OnMessage,
@@ -203,7 +204,7 @@ def supervise(
 
     Args:
         job: The claimed job.
-        child: A running child; an engine stays alive for the next job, a trainer ends itself.
+        child: A running child, or a seat in one; an engine stays alive, a trainer ends itself.
         request: What it shall do.
         on_message: Called with every message but the last. ``JobLost`` from it ends the run.
         stands_aside: Whether the child can leave the device to others for a while.
@@ -217,16 +218,15 @@ def supervise(
 class _Supervision:
     """One run: the clocks that tick beside it and what was asked of the child."""
 
-    def __init__(self, job: Job, child: Child, on_message: OnMessage, stands_aside: bool) -> None:
-        self.job = job
-        self.child = child
-        self.on_message = on_message
+    def __init__(
+        self, job: Job, child: Child | Seat, on_message: OnMessage, stands_aside: bool
+    ) -> None:
+        self.job, self.child, self.on_message = job, child, on_message
         now = time.monotonic()
         self.heard_at = self.renewed_at = self.looked_at = now
         self.progress_at = 0.0
         self.held: Message | None = None
-        self.asked = ""
-        self.asked_at = 0.0
+        self.asked, self.asked_at = "", 0.0
         self.slice = Slice(job)
         self.aside = Aside(job.queue_name, child, _process.device, is_able=stands_aside)
 
@@ -362,7 +362,8 @@ class _Supervision:
         return Outcome("crashed", {"type": "crashed", "reason": reason, "status": status})
 
     def _settle_crash(self, outcome: Outcome) -> Outcome:
-        _note_end(self.job, crashed=True)
+        if not self.child.is_shared:
+            _note_end(self.job, crashed=True)
         try:
             self.job.settle_crashed(log_tail=self._log_tail())
         except InvalidTransition:

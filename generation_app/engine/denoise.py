@@ -2,8 +2,8 @@
 
 It is the loop of the plain diffusers pipelines for Stable Diffusion 1.x, 2.x and SDXL, operation by
 operation, so pictures equal theirs; written out here because a step has to be watched (progress,
-cancel, a preview of where it is going). The UNet runs exactly once per timestep of the noise
-scheduler.
+cancel, a preview of where it is going), and because several pictures may share a call of the UNet
+(see ``company``). A picture asks the UNet exactly once per timestep of its noise scheduler.
 
 Shapes: latents (B, C, H/8, W/8); with guidance the UNet sees 2B, the unguided half first.
 Source: diffusers, StableDiffusionPipeline.__call__ and StableDiffusionXLPipeline.__call__;
@@ -13,7 +13,7 @@ classifier-free guidance: Ho & Salimans 2022 (arXiv 2207.12598), equation 6.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,20 +93,35 @@ def condition(
     return Conditioning(embeds, added, timestep_cond, guidance_scale)
 
 
+@dataclass(frozen=True)
+class Call:
+    """What the UNet is asked for one picture at one step; its answer has guidance applied.
+
+    ``model_input`` is (1, C, H/8, W/8).
+    """
+
+    model_input: torch.Tensor
+    timestep: torch.Tensor
+    conditioning: Conditioning
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Calls of one shape can be answered together."""
+        return *self.model_input.shape[1:], *self.conditioning.prompt_embeds.shape[1:]
+
+
 def denoise(
-    pipe: Any,
     scheduler: Any,
     conditioning: Conditioning,
     start: Start,
     *,
     generator: torch.Generator,
     on_step: Callable[[Step], None],
-) -> torch.Tensor:
-    """Denoise one picture.
+) -> Generator[Call, torch.Tensor, torch.Tensor]:
+    """Denoise one picture; whoever runs it answers each of its calls (see ``predict``).
 
     Args:
-        pipe: The pipeline whose UNet is used.
-        scheduler: The noise scheduler with which the start was made.
+        scheduler: A fresh noise scheduler whose timesteps are set.
         conditioning: What the UNet is told.
         start: The noisy latents, the timesteps that are left, and the hole if there is one.
         generator: The picture's own generator, from which the start was drawn too.
@@ -123,7 +138,7 @@ def denoise(
     for index, timestep in enumerate(timesteps):
         model_input = scheduler.scale_model_input(latents, timestep)
         widened = model_input if hole is None else hole.widen(model_input)
-        model_pred = _predict(pipe, widened, timestep, conditioning)
+        model_pred = yield Call(widened, timestep, conditioning)
         latents = scheduler.step(model_pred, timestep, latents, **options, return_dict=False)[0]
         latents = latents.to(dtype)
         if hole is not None:
@@ -133,20 +148,74 @@ def denoise(
     return latents
 
 
-def _predict(
-    pipe: Any, model_input: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning
-) -> torch.Tensor:
-    """Run the UNet once, with guidance on both halves at once."""
-    guided = conditioning.is_guided
-    model_pred: torch.Tensor = pipe.unet(
-        torch.cat([model_input] * 2) if guided else model_input,
-        timestep,
-        encoder_hidden_states=conditioning.prompt_embeds,
-        timestep_cond=conditioning.timestep_cond,
-        added_cond_kwargs=conditioning.added,
-        return_dict=False,
-    )[0]
-    if not guided:
+@dataclass(frozen=True)
+class _Told:
+    """What the UNet is told for several pictures, put together once for all their steps."""
+
+    parts: tuple[Conditioning, ...]
+    prompt_embeds: torch.Tensor
+    added: dict[str, torch.Tensor] | None
+    timestep_cond: torch.Tensor | None
+
+
+class Predictor:
+    """Runs the UNet for several pictures at once, with guidance on both halves of each.
+
+    Pictures that ask together again are told the very tensors of the step before, by which
+    ``word_memory`` knows them.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        """Answers with the UNet of a Stable Diffusion or SDXL pipeline."""
+        self._unet = pipe.unet
+        self._told: dict[tuple[int, ...], _Told] = {}
+
+    def __call__(self, calls: Sequence[Call]) -> list[torch.Tensor]:
+        """Answer some calls.
+
+        Args:
+            calls: Of one shape and one timestep.
+
+        Returns:
+            The predictions (1, C, H/8, W/8), guidance applied, one for each call.
+        """
+        told = self._put_together(calls)
+        inputs = [
+            torch.cat([call.model_input] * 2) if call.conditioning.is_guided else call.model_input
+            for call in calls
+        ]
+        model_pred: torch.Tensor = self._unet(
+            _joined(inputs),
+            calls[0].timestep,
+            encoder_hidden_states=told.prompt_embeds,
+            timestep_cond=told.timestep_cond,
+            added_cond_kwargs=told.added,
+            return_dict=False,
+        )[0]
+        parts = model_pred.split([len(rows) for rows in inputs])
+        return [_guided(part, one) for part, one in zip(parts, told.parts, strict=True)]
+
+    def _put_together(self, calls: Sequence[Call]) -> _Told:
+        parts = tuple(call.conditioning for call in calls)
+        before = self._told.get(calls[0].shape)
+        if before is None or [*map(id, before.parts)] != [*map(id, parts)]:
+            added = None
+            if (names := parts[0].added) is not None:
+                added = {n: _joined([one.added[n] for one in parts if one.added]) for n in names}
+            conds = [one.timestep_cond for one in parts if one.timestep_cond is not None]
+            words = _joined([one.prompt_embeds for one in parts])
+            before = _Told(parts, words, added, _joined(conds) if conds else None)
+            self._told[calls[0].shape] = before
+        return before
+
+
+def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Put rows together; those of one picture stay as they are, layout and all."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def _guided(model_pred: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+    if not conditioning.is_guided:
         return model_pred
     unguided, guided_pred = model_pred.chunk(2)
     return unguided + conditioning.guidance_scale * (guided_pred - unguided)

@@ -45,7 +45,7 @@ class Need:
     Attributes:
         width: In pixels, of the largest pass.
         height: In pixels.
-        rows: Of a UNet call: two with guidance.
+        rows: Of a UNet call: two with guidance for each picture at work.
         frames: Of a row.
         decoded_at_once: Frames that the VAE decodes together.
     """
@@ -57,15 +57,15 @@ class Need:
     decoded_at_once: int = 1
 
 
-def need_of(request: Any) -> Need:
-    """How large a ``GenerationRequest`` is."""
+def need_of(request: Any, together: int = 1) -> Need:
+    """How large a ``GenerationRequest`` is, with so many pictures of its shape at a time."""
     width, height = getattr(request, "hires_size", None) or (request.width, request.height)
     scale = getattr(request, "guidance_scale", None)
     guided = (request.max_guidance_scale if scale is None else scale) > 1
     return Need(
         width,
         height,
-        rows=2 if guided else 1,
+        rows=(2 if guided else 1) * together,
         frames=getattr(request, "num_frames", 1),
         decoded_at_once=getattr(request, "decode_chunk_size", 1),
     )

@@ -1,12 +1,13 @@
 """Paints the pictures of one request on a warm pipeline: from words, a picture, or one with a hole.
 
-Each picture has its own seed, its own generator on the CPU and a batch of its own, so it can be
-made again alone, bit for bit. It neither loads pipelines nor catches failures; ``resident`` does.
+Each picture has its own seed, its own noise scheduler and its own generator on the CPU, so it can
+be made again alone; painted alone, bit for bit. It neither loads pipelines nor answers for
+failures: ``resident`` does; with whom a picture shares the UNet is the business of ``company``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from operator import attrgetter
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 from PIL import Image
 
 from generation_app.engine import inputs, preview, prompts, starts
+from generation_app.engine.company import Painting, paint
 from generation_app.engine.denoise import (
+    Call,
     Conditioning,
     Step,
     condition,
@@ -33,7 +36,6 @@ from generation_app.engine.request import (
     TextToImageRequest,
 )
 from generation_app.engine.schedulers import build_scheduler
-from generation_app.engine.word_memory import remembered_words
 from generation_app.engine.work import Line, Stopwatch, Work
 
 _CPU = torch.device("cpu")
@@ -45,34 +47,45 @@ StartOf = Callable[[Any, torch.Generator], starts.Start]
 class Pictures(Work):
     """One request for still pictures at work."""
 
-    def __init__(self, warm: WarmPipeline, order: Order, line: Line, stopwatch: Stopwatch) -> None:
-        super().__init__(warm, order, line, stopwatch)
+    def __init__(
+        self,
+        warm: WarmPipeline,
+        order: Order,
+        line: Line,
+        stopwatch: Stopwatch,
+        clock: preview.PreviewClock | None = None,
+    ) -> None:
+        super().__init__(warm, order, line, stopwatch, clock)
         request = order.request
         if not isinstance(request, PictureRequest):
             raise TypeError(f"{order.mode} makes no still pictures")
         self._request = request
         self._embedded: dict[str, tuple[prompts.Embeddings, prompts.Embeddings | None]] = {}
-        self._scheduler: Any = None
         # Puts back, pixel by pixel, what lies around the hole of an inpainted picture.
         self._overlay: Callable[[Image.Image], Image.Image] = lambda image: image
 
-    @torch.inference_mode()
     def run(self) -> list[dict[str, Any]]:
         """Paint every picture; see ``Work.run``."""
+        ((_, result),) = paint(self._warm.pipe, [self], together=self._order.together)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def paintings(self) -> list[Painting]:
+        """Read the words, and return each picture as what is still to be painted.
+
+        Raises:
+            EngineError: As ``Work.run``.
+            StoppedError: Likewise.
+        """
         request, order = self._request, self._order
         prompts.check_clip_skip(self._warm.pipe, request.clip_skip)
         for prompt in dict.fromkeys(order.prompts):
             self._embedded[prompt] = self._embed_pair(prompt)
-        self._stopwatch.lap("encode")
+        self.stopwatch.lap("encode")
         start_of = self._first_start()
         self._total_steps = len(order.seeds) * self._count_steps()
-        made = []
-        with remembered_words(self._warm.pipe.unet):
-            for index, (seed, prompt) in enumerate(zip(order.seeds, order.prompts, strict=True)):
-                self._index = index
-                latents = self._paint(seed, prompt, start_of)
-                made.append(self._finish(seed, latents))
-        return made
+        return [self._painting(index, start_of) for index in range(len(order.seeds))]
 
     def notes(self) -> list[dict[str, Any]]:
         """Say what the person should know: a prompt that is longer than the model reads."""
@@ -167,26 +180,25 @@ class Pictures(Work):
         config = self._warm.pipe.scheduler.config
         return build_scheduler(self._request.scheduler, config, steps)
 
-    def _paint(self, seed: int, prompt: str, start_of: StartOf) -> torch.Tensor:
-        """Return one picture's latents after all passes."""
+    def _painting(self, index: int, start_of: StartOf) -> Painting:
+        """Paint one picture through all passes, and write it."""
         request = self._request
         size = (request.width, request.height)
         second = request.hires_size if isinstance(request, TextToImageRequest) else None
-        latents = self._denoise(
-            seed, prompt, size, request.num_inference_steps, start_of, is_last=second is None
+        latents = yield from self._denoise(
+            index, size, request.num_inference_steps, start_of, is_last=second is None
         )
         if isinstance(request, TextToImageRequest) and second is not None:
-            latents = self._refine(seed, prompt, latents, request, second)
-        return latents
+            latents = yield from self._refine(index, latents, request, second)
+        return self._finish(index, latents)
 
     def _refine(
         self,
-        seed: int,
-        prompt: str,
+        index: int,
         latents: torch.Tensor,
         request: TextToImageRequest,
         size: tuple[int, int],
-    ) -> torch.Tensor:
+    ) -> Generator[Call, torch.Tensor, torch.Tensor]:
         """Enlarge a picture and paint over it: image to image, with the same seed."""
         pipe, steps = self._warm.pipe, request.second_steps
         if request.hires_upscaler == "latent":
@@ -198,8 +210,7 @@ class Pictures(Work):
             image = self._decoded(latents).resize(size, Image.Resampling.LANCZOS)
             draw = inputs.encode_picture(pipe, image).draw
         return self._denoise(
-            seed,
-            prompt,
+            index,
             size,
             steps,
             lambda scheduler, generator: starts.from_latents(
@@ -214,36 +225,28 @@ class Pictures(Work):
         )
 
     def _denoise(
-        self,
-        seed: int,
-        prompt: str,
-        size: tuple[int, int],
-        steps: int,
-        start_of: StartOf,
-        *,
-        is_last: bool,
-    ) -> torch.Tensor:
+        self, index: int, size: tuple[int, int], steps: int, start_of: StartOf, *, is_last: bool
+    ) -> Generator[Call, torch.Tensor, torch.Tensor]:
         """Run one pass from its start to clean latents."""
         self._phase("denoising")
-        self._scheduler = self._fresh_scheduler(steps)
-        generator = torch.Generator("cpu").manual_seed(seed)
-        latents = denoise(
-            self._warm.pipe,
-            self._scheduler,
-            self._conditioning(prompt, size),
-            start_of(self._scheduler, generator),
+        scheduler = self._fresh_scheduler(steps)
+        generator = torch.Generator("cpu").manual_seed(self._order.seeds[index])
+
+        def on_step(step: Step) -> None:
+            def render() -> Image.Image:
+                return preview.render(self._warm, preview.predicted_original(scheduler, step))
+
+            self._stepped(index, render, is_last=is_last and step.index + 1 == step.total)
+
+        latents = yield from denoise(
+            scheduler,
+            self._conditioning(self._order.prompts[index], size),
+            start_of(scheduler, generator),
             generator=generator,
-            on_step=lambda step: self._on_step(step, is_last and step.index + 1 == step.total),
+            on_step=on_step,
         )
-        self._stopwatch.lap("denoise")
+        self.stopwatch.lap("denoise")
         return latents
-
-    def _on_step(self, step: Step, is_last: bool) -> None:
-        def render() -> Image.Image:
-            latents = preview.predicted_original(self._scheduler, step)
-            return preview.render(self._warm, latents)
-
-        self._stepped(render, is_last=is_last)
 
     # --- the finished picture -----------------------------------------------------------------
     def _decoded(self, latents: torch.Tensor) -> Image.Image:
@@ -251,14 +254,14 @@ class Pictures(Work):
         pixels = decode(self._warm.pipe, latents)
         require_finite(pixels)
         image: Image.Image = self._warm.pipe.image_processor.postprocess(pixels)[0]
-        self._stopwatch.lap("decode")
+        self.stopwatch.lap("decode")
         return image
 
-    def _finish(self, seed: int, latents: torch.Tensor) -> dict[str, Any]:
+    def _finish(self, index: int, latents: torch.Tensor) -> dict[str, Any]:
         """Decode, check, write and announce one picture."""
         image = self._overlay(self._decoded(latents))
         self._phase("saving")
-        parameters, written = self._written(seed)
-        path = self._path(seed, self._request.output_format)
+        parameters, written = self._written(index)
+        path = self._path(index, self._request.output_format)
         save_picture(image, path, written)
-        return self._announce(seed, path, image, parameters)
+        return self._announce(index, path, image, parameters)

@@ -16,6 +16,7 @@ from generation_app.engine.request import (
     SEED_COUNT,
     GenerationRequest,
     Limits,
+    TextToImageRequest,
     field_names,
     resolve_request,
 )
@@ -47,6 +48,7 @@ class Order:
         memory_bytes: What of the device's memory it may use; 0 for all of it.
         preview: Whether previews are wanted.
         metadata: What else shall stand in the files.
+        together: How many of its pictures may be at work at a time.
     """
 
     mode: str
@@ -65,6 +67,17 @@ class Order:
     memory_bytes: int
     preview: bool
     metadata: dict[str, Any]
+    together: int
+
+    @property
+    def company_key(self) -> tuple[Any, ...] | None:
+        """What requests that are painted together have in common; None for one that cannot be."""
+        request = self.request
+        if not isinstance(request, TextToImageRequest) or request.hires_size is not None:
+            return None
+        loras = tuple((lora.sha256, lora.weight) for lora in self.loras)
+        network = (self.base_sha256, loras, self.device, self.threads)
+        return *request.size, request.num_inference_steps, request.scheduler, *network
 
 
 def read_order(message: Mapping[str, Any]) -> Order:
@@ -88,9 +101,6 @@ def read_order(message: Mapping[str, Any]) -> Order:
     metadata = message.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise EngineError("invalid_request", field="metadata")
-    threads = message.get("threads", 1)
-    if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= 1024:
-        raise EngineError("invalid_request", field="threads")
     return Order(
         mode=mode,
         request=request,
@@ -104,10 +114,11 @@ def read_order(message: Mapping[str, Any]) -> Order:
         architecture=architecture,
         output_folder=Path(_text(message, "output_folder")),
         device=_device(message),
-        threads=threads,
+        threads=_count(message, "threads"),
         memory_bytes=_memory_bytes(message),
         preview=bool(message.get("preview", False)),
         metadata=metadata,
+        together=_count(message, "together"),
     )
 
 
@@ -116,6 +127,13 @@ def _text(message: Mapping[str, Any], field: str) -> str:
     if not isinstance(value, str) or not value:
         raise EngineError("invalid_request", field=field)
     return value
+
+
+def _count(message: Mapping[str, Any], field: str) -> int:
+    count = message.get(field, 1)
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 1024:
+        raise EngineError("invalid_request", field=field)
+    return count
 
 
 def _seeds(message: Mapping[str, Any]) -> tuple[int, ...]:

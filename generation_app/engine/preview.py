@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import io
 import time
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -34,17 +35,30 @@ _FIT_PICTURES = 6
 
 
 class PreviewClock:
-    """Says when the next preview is due, so that they stay rare and cheap."""
+    """Says when the next preview is due, so that they stay rare and cheap.
 
-    def __init__(self) -> None:
+    Args:
+        sharers: How many requests that are at work together share it; they take turns.
+    """
+
+    def __init__(self, sharers: int = 1) -> None:
         self._next = 0.0
+        self._sharers = sharers
+        self._had_theirs: set[Hashable] = set()
 
-    def is_due(self) -> bool:
-        """Whether a preview may be made now."""
-        return time.monotonic() >= self._next
+    def is_due(self, whose: Hashable = None) -> bool:
+        """Whether a preview may be made now, for one of those who share the clock."""
+        # Whoever does not come for a turn within the interval has ended.
+        pause = MIN_INTERVAL_SECONDS if whose in self._had_theirs else 0.0
+        return time.monotonic() >= self._next + pause
 
-    def made(self, seconds: float) -> None:
+    def made(self, seconds: float, whose: Hashable = None) -> None:
         """Note how long a preview took."""
+        if whose in self._had_theirs:
+            self._had_theirs.clear()
+        self._had_theirs.add(whose)
+        if len(self._had_theirs) == self._sharers:
+            self._had_theirs.clear()
         self._next = time.monotonic() + max(MIN_INTERVAL_SECONDS, seconds / MAX_SHARE_OF_TIME)
 
 

@@ -60,14 +60,13 @@ class Clips(Work):
         self._phase("encoding")
         guided = request.max_guidance_scale > 1
         embeds = pipe._encode_image(image, pipe.unet.device, 1, guided)
-        self._stopwatch.lap("encode")
+        self.stopwatch.lap("encode")
         made = []
         for index, seed in enumerate(self._order.seeds):
-            self._index = index
             generator = torch.Generator("cpu").manual_seed(seed)
             told = self._tell(image, embeds, generator)
-            latents = self._denoise(told, generator)
-            made.append(self._finish(seed, self._decode(latents)))
+            latents = self._denoise(index, told, generator)
+            made.append(self._finish(index, self._decode(latents)))
         return made
 
     def _tell(self, image: Image.Image, embeds: torch.Tensor, generator: torch.Generator) -> _Told:
@@ -107,7 +106,7 @@ class Clips(Work):
             is_guided=guided,
         )
 
-    def _denoise(self, told: _Told, generator: torch.Generator) -> torch.Tensor:
+    def _denoise(self, index: int, told: _Told, generator: torch.Generator) -> torch.Tensor:
         """Return the clean latents (1, F, C, h, w) of one clip."""
         request, pipe = self._request, self._warm.pipe
         self._phase("denoising")
@@ -116,17 +115,18 @@ class Clips(Work):
         latents = _draw_noise(pipe, request, told.image_embeds.dtype, generator)
         latents = latents * scheduler.init_noise_sigma
         timesteps = scheduler.timesteps
-        for index, timestep in enumerate(timesteps):
+        for done, timestep in enumerate(timesteps, start=1):
             model_pred = self._predict(
                 scheduler.scale_model_input(latents, timestep), timestep, told
             )
             stepped = scheduler.step(model_pred, timestep, latents, return_dict=False)
             latents, clean = stepped[0], stepped[-1]
             self._stepped(
+                index,
                 lambda clean=clean: self._render(clean),  # type: ignore[misc]
-                is_last=index + 1 == len(timesteps),
+                is_last=done == len(timesteps),
             )
-        self._stopwatch.lap("denoise")
+        self.stopwatch.lap("denoise")
         return latents
 
     def _predict(
@@ -157,21 +157,21 @@ class Clips(Work):
         frames = pipe.decode_latents(latents, request.num_frames, request.decode_chunk_size)
         require_finite(frames)
         images: list[Image.Image] = pipe.video_processor.postprocess_video(frames, "pil")[0]
-        self._stopwatch.lap("decode")
+        self.stopwatch.lap("decode")
         return images
 
-    def _finish(self, seed: int, frames: list[Image.Image]) -> dict[str, Any]:
+    def _finish(self, index: int, frames: list[Image.Image]) -> dict[str, Any]:
         """Write and announce one clip."""
         self._phase("saving")
-        parameters, written = self._written(seed)
-        path, fps = self._path(seed, "mp4"), self._request.fps
+        parameters, written = self._written(index)
+        path, fps = self._path(index, "mp4"), self._request.fps
         save_mp4(frames, path, fps=fps, parameters=written)
-        animation = self._path(seed, "webp")
+        animation = self._path(index, "webp")
         save_animation(frames, animation, fps=fps, parameters=written)
-        still = self._path(seed, "png")
+        still = self._path(index, "png")
         frames[0].save(still)
         return self._announce(
-            seed, path, frames[0], parameters, animation=str(animation), still=str(still)
+            index, path, frames[0], parameters, animation=str(animation), still=str(still)
         )
 
 

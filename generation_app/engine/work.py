@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +31,45 @@ class Line(Protocol):
         """How the request shall stop, or None."""
 
 
+class SharedLine(Line, Protocol):
+    """A line on which several requests are worked on at once."""
+
+    def stop_of(self, job_id: str) -> str | None:
+        """How one of them shall stop, or None."""
+
+
+class OwnLine:
+    """One request's part of a shared line: its messages and its stop carry its id."""
+
+    def __init__(self, line: SharedLine, job_id: str) -> None:
+        self._line = line
+        self._job_id = job_id
+
+    def send(self, message_type: str, /, **fields: Any) -> None:
+        """Send one message."""
+        self._line.send(message_type, **fields, job_id=self._job_id)
+
+    def stop_requested(self) -> str | None:
+        """How the request shall stop, or None."""
+        return self._line.stop_of(self._job_id)
+
+
+class Everyone:
+    """The lines of all requests of a batch, for what is done for all of them."""
+
+    def __init__(self, lines: Sequence[Line]) -> None:
+        self._lines = lines
+
+    def send(self, message_type: str, /, **fields: Any) -> None:
+        """Send one message to each."""
+        for line in self._lines:
+            line.send(message_type, **fields)
+
+    def stop_requested(self) -> str | None:
+        """Whoever shall stop leaves at the first step; the others go on."""
+        return None
+
+
 class Stopwatch:
     """Adds up how long each part of a request takes."""
 
@@ -41,8 +80,16 @@ class Stopwatch:
     def lap(self, part: str) -> None:
         """Count the time since the last lap to a part."""
         now = time.perf_counter()
-        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
+        self.add(part, now - self._last)
         self._last = now
+
+    def add(self, part: str, seconds: float) -> None:
+        """Count seconds to a part."""
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+    def resume(self) -> None:
+        """Go on counting from now; what others did meanwhile is not this request's."""
+        self._last = time.perf_counter()
 
     def as_metrics(self) -> dict[str, float]:
         """Return ``{part}_seconds``, and ``seconds`` for the whole."""
@@ -51,16 +98,30 @@ class Stopwatch:
 
 
 class Work(ABC):
-    """One request at work on one warm pipeline."""
+    """One request at work on one warm pipeline.
 
-    def __init__(self, warm: WarmPipeline, order: Order, line: Line, stopwatch: Stopwatch) -> None:
+    Args:
+        warm: The pipeline.
+        order: The request.
+        line: Where messages go and stops come from.
+        stopwatch: What counts its time.
+        clock: When previews are due; a batch shares one.
+    """
+
+    def __init__(
+        self,
+        warm: WarmPipeline,
+        order: Order,
+        line: Line,
+        stopwatch: Stopwatch,
+        clock: preview.PreviewClock | None = None,
+    ) -> None:
         self._warm = warm
         self._order = order
-        self._line = line
-        self._stopwatch = stopwatch
-        self._clock = preview.PreviewClock()
+        self.line = line
+        self.stopwatch = stopwatch
+        self._clock = clock or preview.PreviewClock()
         self._total_steps = 0
-        self._index = 0
         self.text_encoder_calls = 0
         self.unet_calls = 0
 
@@ -81,70 +142,71 @@ class Work(ABC):
         return []
 
     def _check_stop(self) -> None:
-        how = self._line.stop_requested()
+        how = self.line.stop_requested()
         if how is not None:
             raise StoppedError(how)
 
     def _phase(self, phase: str) -> None:
         self._check_stop()
-        self._line.send("phase", phase=phase)
+        self.line.send("phase", phase=phase)
 
-    def _stepped(self, render: Callable[[], Image.Image], *, is_last: bool) -> None:
+    def _stepped(self, index: int, render: Callable[[], Image.Image], *, is_last: bool) -> None:
         """Tell of a step over the whole request, show a preview if one is due, obey a stop.
 
         Args:
+            index: Of the image.
             render: Paints where the denoising is going.
             is_last: Whether the finished picture follows at once.
         """
         self.unet_calls += 1
-        self._line.send(
+        self.line.send(
             "step",
             step=self.unet_calls,
             total_steps=self._total_steps,
-            image_index=self._index,
+            image_index=index,
         )
         self._check_stop()
-        if self._order.preview and not is_last and self._clock.is_due():
+        if self._order.preview and not is_last and self._clock.is_due(self):
             started = time.monotonic()
             data = preview.encode_jpeg(render())
-            self._clock.made(time.monotonic() - started)
-            self._line.send("preview", image_index=self._index, data=data)
+            self._clock.made(time.monotonic() - started, self)
+            self.line.send("preview", image_index=index, data=data)
 
-    def _path(self, seed: int, suffix: str) -> Path:
+    def _path(self, index: int, suffix: str) -> Path:
         self._order.output_folder.mkdir(parents=True, exist_ok=True)
-        return self._order.output_folder / f"{self._index:03d}-{seed}.{suffix}"
+        return self._order.output_folder / f"{index:03d}-{self._order.seeds[index]}.{suffix}"
 
     def _announce(
-        self, seed: int, path: Path, image: Image.Image, parameters: dict[str, Any], **more: Any
+        self, index: int, path: Path, image: Image.Image, parameters: dict[str, Any], **more: Any
     ) -> dict[str, Any]:
         """Send what was written, and return it without its parameters."""
         made = {
-            "index": self._index,
-            "seed": seed,
+            "index": index,
+            "seed": self._order.seeds[index],
             "path": str(path),
             "width": image.width,
             "height": image.height,
             "size_bytes": path.stat().st_size,
             **more,
         }
-        self._stopwatch.lap("save")
-        self._line.send("image", **made, parameters=parameters)
+        self.stopwatch.lap("save")
+        self.line.send("image", **made, parameters=parameters)
         return made
 
-    def _parameters(self, seed: int) -> dict[str, Any]:
+    def _parameters(self, index: int) -> dict[str, Any]:
         """Every resolved value of one image; made alone it has this seed and one image."""
         order, warm = self._order, self._warm
         loras = [{"name": x.name, "weight": x.weight, "sha256": x.sha256} for x in order.loras]
         values = order.request.as_parameters()
         if order.prompts:
-            values["prompt"] = order.prompts[self._index]
+            values["prompt"] = order.prompts[index]
         return values | {
             "format": FORMAT_VERSION,
             "software": "Studio",
             "mode": order.mode,
-            "seed": seed,
+            "seed": order.seeds[index],
             "num_images": 1,
-            "index": self._index,
+            "index": index,
             "model": {
                 "name": order.base_name,
                 "sha256": order.base_sha256,
@@ -157,8 +219,8 @@ class Work(ABC):
             "threads": torch.get_num_threads(),
         }
 
-    def _written(self, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _written(self, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the parameters, and what the file says: them and the worker's own words."""
-        parameters = self._parameters(seed)
+        parameters = self._parameters(index)
         extra = {"metadata": self._order.metadata} if self._order.metadata else {}
         return parameters, parameters | extra

@@ -11,12 +11,19 @@ from studio_project.jobs.base import (
     InvalidTransition,
     Job,
     JobLost,
-    JobQuerySet,
 )
 from studio_project.jobs.caps import count_active, enforce_active_cap, require_stored_room
-from studio_project.jobs.claiming import claim, claimable, note_device_busy, others_first
+from studio_project.jobs.choosing import Candidate
+from studio_project.jobs.claiming import (
+    claim,
+    claim_together,
+    claimable,
+    note_device_busy,
+    others_first,
+)
 from studio_project.jobs.errors import ERRORS, describe_error
 from studio_project.jobs.ordering import queue_order
+from studio_project.jobs.querysets import JobQuerySet
 from studio_project.jobs.registry import job_classes, job_counts, register_job_class, ring
 from studio_project.jobs.sweeping import (
     register_chore,
@@ -28,11 +35,13 @@ from studio_project.jobs.sweeping import (
 __all__ = [
     "ERRORS",
     "LOG_TAIL_CHARACTERS",
+    "Candidate",
     "InvalidTransition",
     "Job",
     "JobLost",
     "JobQuerySet",
     "claim",
+    "claim_together",
     "claimable",
     "count_active",
     "describe_error",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.conf import settings
 from django.core.serializers.json import DjangoJSONEncoder
@@ -20,16 +20,16 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy
 
 from studio_project import events
+from studio_project.jobs.choosing import Candidate
 from studio_project.jobs.errors import ErrorText, describe_error
 from studio_project.jobs.numbers import all_finite, finite
 from studio_project.jobs.ordering import queue_order
+from studio_project.jobs.querysets import JobQuerySet
 from studio_project.jobs.registry import announce_queue, ring
 from studio_project.jobs.workers import waiting_reason
 
 if TYPE_CHECKING:
-    from django.contrib.auth.models import AnonymousUser
-
-    from studio_project.models import User
+    from studio_project.models import Worker
 
 MAX_CRASHES = 3
 LOG_TAIL_CHARACTERS = 32_000
@@ -43,35 +43,14 @@ class JobLost(Exception):
     """The job belongs to somebody else by now: kill the child and write nothing more."""
 
 
-class JobQuerySet(models.QuerySet):
-    """Jobs, which only their owner sees."""
-
-    def visible_to(self, user: User | AnonymousUser) -> Self:
-        """Keep the user's own jobs."""
-        if not user.is_authenticated:
-            return self.none()
-        return self.filter(owner=user)
-
-    def live(self) -> Self:
-        """Keep what is not final."""
-        return self.exclude(status__in=Job.FINAL)
-
-    def queued(self) -> Self:
-        """Keep what waits for a worker."""
-        return self.filter(status=Job.Status.QUEUED)
-
-    def running(self) -> Self:
-        """Keep what a worker has claimed."""
-        return self.filter(status=Job.Status.RUNNING)
-
-
 class Job(models.Model):
     """Work for a worker. Concrete classes add what is to be computed and what came out.
 
     ``epoch`` rises with every claim: what a worker writes names the epoch of its own claim, so a
     worker that was given up cannot write any more. ``version`` rises with everything a page may
     show. ``turn_at`` is the start that counts against its owner when turns are given out; a job
-    that lost its worker gets it back.
+    that lost its worker gets it back. ``passed_over_at`` is when another first went before it out
+    of turn (see ``choosing``).
     """
 
     class Status(models.TextChoices):
@@ -105,6 +84,8 @@ class Job(models.Model):
     }
     queue_name: ClassVar[str]
     noun: ClassVar[str]
+    # Rows that ``candidate`` looks at, read along with the job.
+    candidate_rows: ClassVar[tuple[str, ...]] = ()
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT)
@@ -132,6 +113,7 @@ class Job(models.Model):
     queued_at = models.DateTimeField(null=True, blank=True)
     started_at = models.DateTimeField(null=True, blank=True)
     turn_at = models.DateTimeField(null=True, blank=True, editable=False)
+    passed_over_at = models.DateTimeField(null=True, blank=True, editable=False)
     finished_at = models.DateTimeField(null=True, blank=True)
     required_bytes = models.PositiveBigIntegerField(default=0)
     required_devices = models.PositiveSmallIntegerField(default=1)
@@ -156,6 +138,10 @@ class Job(models.Model):
     def slice_seconds(cls) -> float:
         """How long a run may last while others wait; 0 for any time."""
         return 0.0
+
+    def candidate(self, worker: Worker, free_bytes: int | None) -> Candidate:
+        """What a worker weighs that might start the job now; see ``choosing``."""
+        return Candidate(self.pk, self.passed_over_at)
 
     def checkpoint_step(self) -> int:
         """The step from which the job would go on after a crash; 0 starts it anew."""

@@ -1,21 +1,26 @@
 """Which jobs a worker may have, and the guarded claim.
 
 Claims of one queue are made one after the other, so that two workers that wake up together do not
-both serve the same user. In which order users are served is told in ``ordering``.
+both serve the same user. In which order users are served is told in ``ordering``, and when it may
+be left in ``choosing``.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import TypeVar
 from uuid import UUID
 
 from django.db import connection, transaction
 from django.db.models import F, Min, Q
 from django.db.models.functions import Coalesce, Now
+from django.utils import timezone
 
-from studio_project.jobs.base import Job, JobQuerySet, lease_end
-from studio_project.jobs.ordering import AGE, turns
+from studio_project.jobs.base import Job, lease_end
+from studio_project.jobs.choosing import LOOK_AHEAD, Candidate, choose
+from studio_project.jobs.ordering import first_in_turn, turns
+from studio_project.jobs.querysets import JobQuerySet
 from studio_project.jobs.registry import announce_queue
 from studio_project.jobs.workers import live_workers
 from studio_project.models import Worker
@@ -70,19 +75,62 @@ def claim(job_class: type[JobT], worker: Worker, free_bytes: int | None = None) 
     Returns:
         The job, or ``None`` if there is nothing that this worker may take.
     """
+    taken = claim_together(job_class, worker, free_bytes, most=1)
+    return taken[0] if taken else None
+
+
+def claim_together(
+    job_class: type[JobT], worker: Worker, free_bytes: int | None = None, most: int = LOOK_AHEAD
+) -> list[JobT]:
+    """Takes the next job for a worker, and the waiting ones that can be done in one run with it.
+
+    Args:
+        job_class: The kind of job.
+        worker: Who will do them.
+        free_bytes: See ``claimable``.
+        most: How many jobs at most.
+
+    Returns:
+        The jobs; the first of them says what the run needs. None if there is nothing to take.
+    """
     waiting = claimable(job_class, worker, free_bytes)
     if not waiting.exists():
-        return None
+        return []
     with transaction.atomic():
         _one_at_a_time(job_class)
-        for turn in turns(job_class, waiting):
-            job_id = _take(job_class, waiting.filter(owner_id=turn.owner_id), worker)
-            if job_id is not None:
-                job = job_class.objects.get(pk=job_id)
+        order = _candidates(job_class, waiting, worker, free_bytes)
+        if len(order) > 1:  # company is no reason for another worker to stay idle
+            workers = len(live_workers(job_class.queue_name))
+            most = min(most, -(-len(order) // max(1, workers)))
+        while order:
+            now = timezone.now()
+            choice = choose(order, now, most)
+            lead, *company = choice.run
+            taken = _take(job_class, [lead], worker)
+            if not taken:  # somebody else has it in hand at this moment
+                order.remove(lead)
+                continue
+            taken += _take(job_class, company, worker)
+            passed_over = [one.pk for one in choice.passed_over]
+            job_class.objects.filter(pk__in=passed_over, passed_over_at=None).update(
+                passed_over_at=now
+            )
+            found = job_class.objects.in_bulk(taken)
+            for job in found.values():
                 job.announce()
-                announce_queue()
-                return job
-    return None
+            announce_queue()
+            return [found[job_id] for job_id in taken]
+    return []
+
+
+def _candidates(
+    job_class: type[Job], waiting: JobQuerySet, worker: Worker, free_bytes: int | None
+) -> list[Candidate]:
+    """The next waiting jobs in fair order."""
+    order = first_in_turn(job_class, waiting, LOOK_AHEAD)
+    rows = job_class.objects.select_related(*job_class.candidate_rows).defer("log_tail")
+    found = rows.in_bulk(order)
+    return [found[job_id].candidate(worker, free_bytes) for job_id in order if job_id in found]
 
 
 def _one_at_a_time(job_class: type[Job]) -> None:
@@ -93,26 +141,25 @@ def _one_at_a_time(job_class: type[Job]) -> None:
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", [number])
 
 
-def _take(job_class: type[Job], waiting: JobQuerySet, worker: Worker) -> UUID | None:
-    """Claims the first of one user's waiting jobs that nobody else has in hand."""
-    rows = waiting.order_by("-priority", AGE, "id")
+def _take(job_class: type[Job], wanted: Sequence[Candidate], worker: Worker) -> list[UUID]:
+    """Claims those of some waiting jobs that nobody else has in hand; returns which."""
+    rows = job_class.objects.queued().filter(pk__in=[one.pk for one in wanted])
     if connection.features.has_select_for_update_skip_locked:
         rows = rows.select_for_update(skip_locked=True)
-    for job_id, epoch in rows.values_list("pk", "epoch")[:5]:
-        free = job_class.objects.queued().filter(pk=job_id, epoch=epoch, cancel_requested=False)
-        if free.update(
-            status=Job.Status.RUNNING,
-            epoch=F("epoch") + 1,
-            version=F("version") + 1,
-            worker=worker,
-            lease_expires_at=lease_end(),
-            started_at=Coalesce("started_at", Now()),
-            turn_at=Now(),
-            phase="",
-            waiting_reason="",
-        ):
-            return job_id
-    return None
+    free = set(rows.filter(cancel_requested=False).values_list("pk", flat=True))
+    taken = [one.pk for one in wanted if one.pk in free]
+    job_class.objects.queued().filter(pk__in=taken).update(
+        status=Job.Status.RUNNING,
+        epoch=F("epoch") + 1,
+        version=F("version") + 1,
+        worker=worker,
+        lease_expires_at=lease_end(),
+        started_at=Coalesce("started_at", Now()),
+        turn_at=Now(),
+        phase="",
+        waiting_reason="",
+    )
+    return taken
 
 
 def others_first(job: Job, worker: Worker, free_bytes: int | None = None) -> bool:

@@ -7,8 +7,10 @@ among one's own jobs priority counts, then age. A job that lost its worker keeps
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -17,7 +19,8 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 if TYPE_CHECKING:
-    from studio_project.jobs.base import Job, JobQuerySet
+    from studio_project.jobs.base import Job
+    from studio_project.jobs.querysets import JobQuerySet
 
 AGE = Coalesce("queued_at", "created_at")
 
@@ -70,20 +73,36 @@ def queue_order(job_class: type[Job], joining: int | None = None) -> list[UUID |
         joining: A user who would have one more, now; None stands in its place.
     """
     waiting = job_class.objects.queued()
-    remaining = turns(job_class, waiting, joining)
+    mine = _by_owner(waiting)
+    if joining is not None:
+        mine[joining].append(None)
+    return list(_in_turn(turns(job_class, waiting, joining), mine))
+
+
+def first_in_turn(job_class: type[Job], waiting: JobQuerySet, most: int) -> list[UUID]:
+    """The ids of the first of some waiting jobs, in the order in which they would start."""
+    order = _in_turn(turns(job_class, waiting), _by_owner(waiting))
+    return [job_id for job_id in islice(order, most) if job_id is not None]
+
+
+def _by_owner(waiting: JobQuerySet) -> defaultdict[int, deque[UUID | None]]:
+    """Each user's waiting jobs, the next one first."""
     mine: defaultdict[int, deque[UUID | None]] = defaultdict(deque)
     for job_id, owner_id in waiting.order_by("-priority", AGE, "id").values_list("pk", "owner_id"):
         mine[owner_id].append(job_id)
-    if joining is not None:
-        mine[joining].append(None)
-    order: list[UUID | None] = []
+    return mine
+
+
+def _in_turn(
+    remaining: list[Turn], mine: Mapping[int, deque[UUID | None]]
+) -> Iterator[UUID | None]:
+    """Gives turns round until nobody has a waiting job left."""
     now = max((turn.last_start for turn in remaining), default=0.0)
     while remaining:
         turn = min(remaining)
         if not mine[turn.owner_id]:
             remaining.remove(turn)
             continue
-        order.append(mine[turn.owner_id].popleft())
+        yield mine[turn.owner_id].popleft()
         now += 1.0
         turn.running, turn.last_start = turn.running + 1, now
-    return order

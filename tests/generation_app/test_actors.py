@@ -50,7 +50,8 @@ def pixels(job: GenerationJob, index: int = 0) -> bytes:
 def test_pictures_are_painted_stored_and_made_again_alone(
     worker: Worker, tiny_base: DiffusionModel, alice: User
 ) -> None:
-    several, alone = submit(alice, tiny_base, num_images=2), submit(alice, tiny_base, seed=6)
+    several = submit(alice, tiny_base, num_images=2, run_alone=True)
+    alone = submit(alice, tiny_base, seed=6)
     actors.generate()
     for job in (several, alone):
         job.refresh_from_db()
@@ -126,7 +127,7 @@ def test_whole_networks_and_adapters_paint_what_plain_diffusers_paints(
 def test_a_killed_engine_is_started_again_and_goes_on_with_what_is_missing(
     worker: Worker, tiny_base: DiffusionModel, alice: User, once: Once
 ) -> None:
-    job = submit(alice, tiny_base, num_images=4, num_inference_steps=20)
+    job = submit(alice, tiny_base, num_images=4, num_inference_steps=20, run_alone=True)
 
     def kill() -> None:
         child = actors._engine._child
@@ -219,8 +220,8 @@ def test_turns_are_shared_between_users(
 
     monkeypatch.setattr(actors, "run_generation", run)
     for _ in range(20):
-        submit(alice, base)
-    submit(bob, base)
+        submit(alice, base, run_alone=True)
+    submit(bob, base, run_alone=True)
     actors.generate()
     assert order[:2] == ["alice", "bob"]
 

@@ -96,6 +96,29 @@ def test_what_had_to_load_tells_how_long_loading_takes() -> None:
     assert told.seconds == pytest.approx(1.3)
 
 
+def test_several_pictures_are_told_from_several() -> None:
+    batch = Finished(Work(4096, 40, 4), 2.0, 0.8, 0.1)
+    samples = [batch, sample()]
+    for images, seconds in ((1, 1.0 + 0.2 + 0.1), (2, 1.0 + 0.4 + 0.1)):
+        told = foretell(samples, Work(4096, 10 * images, images))
+        assert told is not None
+        assert told.seconds == pytest.approx(seconds)
+
+
+def test_company_is_told_from_what_was_loaded_and_counts_where_nothing_else_does() -> None:
+    parameters = {"width": 64, "height": 64, "num_inference_steps": 10, "num_images": 1}
+    metrics = {"seconds": 0.7, "denoise_seconds": 0.5, "company": 4, "company_seconds": 2.1}
+    shared = finished(parameters, metrics, 2.9)
+    assert shared is not None
+    assert (shared.had_company, shared.start_seconds) == (True, pytest.approx(0.1))
+    told = foretell([shared], Work(4096, 10, 1))
+    assert told is not None
+    assert (told.seconds, told.load_seconds) == (pytest.approx(0.8), 0.0)
+    told = foretell([shared, sample(), shared], Work(4096, 10, 1))
+    assert told is not None
+    assert told.seconds == pytest.approx(1.3)
+
+
 @pytest.mark.parametrize(
     "metrics",
     [

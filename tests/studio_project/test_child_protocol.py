@@ -78,6 +78,16 @@ def test_a_cancel_is_not_softened() -> None:
     assert channel.stop_requested() == "cancel"
 
 
+def test_a_stop_may_mean_one_of_several_or_all() -> None:
+    channel = Channel()
+    channel._ask_stop("cancel", "a")
+    channel._ask_stop("yield", "a")
+    assert [channel.stop_of(name) for name in ("a", "b")] == ["cancel", None]
+    assert channel.stop_requested() is None
+    channel._ask_stop("yield")
+    assert channel.stop_of("b") == "yield"
+
+
 def test_the_protocol_needs_the_standard_library_only() -> None:
     script = (
         "import sys; before = set(sys.modules); import studio_project.child_protocol;"

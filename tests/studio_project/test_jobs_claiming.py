@@ -18,6 +18,7 @@ from studio_project.jobs import Job
 from studio_project.jobs.workers import waiting_reason
 from studio_project.models import User, Worker, seen_since
 from studio_project.waiting import Waiting
+from tests.factories import make_base, make_generation
 
 MakeJob = Callable[..., GenerationJob]
 MakeWorker = Callable[..., Worker]
@@ -171,6 +172,56 @@ def test_a_job_that_shall_be_canceled_is_not_started(
 ) -> None:
     make_job(alice, cancel_requested=True)
     assert jobs.claim(GenerationJob, make_worker()) is None
+
+
+def test_a_job_whose_model_is_ready_goes_first_for_a_while(
+    alice: User, bob: User, make_job: MakeJob, make_worker: MakeWorker
+) -> None:
+    warm, other = make_base("Warm"), make_base("Other")
+    worker = make_worker(warm=["Warm"])
+    cold = make_job(alice, base_model=other, expected_load_seconds=5.0)
+    ready = [make_job(bob, base_model=warm, expected_seconds=4.0) for _ in range(2)]
+    later = make_job(bob, base_model=other, expected_seconds=4.0)
+    claimed = jobs.claim(GenerationJob, worker)
+    assert claimed == ready[0]
+    cold.refresh_from_db()
+    later.refresh_from_db()
+    assert cold.passed_over_at is not None
+    assert (cold.version, later.passed_over_at) == (1, None)
+    first_passed = cold.passed_over_at
+    complete(claimed)
+    claimed = jobs.claim(GenerationJob, worker)
+    assert claimed == ready[1]
+    cold.refresh_from_db()
+    assert cold.passed_over_at == first_passed
+    complete(claimed)
+    make_job(bob, base_model=warm, expected_seconds=4.0)
+    waited = timezone.now() - timedelta(seconds=27)
+    GenerationJob.objects.filter(pk=cold.pk).update(passed_over_at=waited)
+    assert jobs.claim(GenerationJob, worker) == cold
+
+
+def test_jobs_alike_are_claimed_together_and_shared_between_workers(
+    alice: User, bob: User, staff: User, make_worker: MakeWorker
+) -> None:
+    worker = make_worker()
+    queued = {"status": "queued", "joint_key": "k"}
+    first, second = (make_generation(owner, **queued) for owner in (alice, bob))
+    crashed = make_generation(staff, crash_count=1, **queued)
+    other = make_generation(staff, status="queued")
+    claimed = jobs.claim_together(GenerationJob, worker)
+    assert claimed == [first, second]
+    for job in claimed:
+        assert (job.status, job.epoch, job.worker) == ("running", 1, worker)
+        assert job.lease_expires_at is not None
+    assert jobs.claim_together(GenerationJob, worker) == [crashed]
+    assert jobs.claim_together(GenerationJob, worker) == [other]
+    assert jobs.claim_together(GenerationJob, worker) == []
+    alike = [make_generation(owner, **queued) for owner in (alice, bob, staff)]
+    another = make_worker("another")
+    assert len(jobs.claim_together(GenerationJob, worker)) == 2
+    assert len(jobs.claim_together(GenerationJob, another)) == 1
+    assert GenerationJob.objects.running().filter(pk__in=[job.pk for job in alike]).count() == 3
 
 
 def test_why_a_job_waits(

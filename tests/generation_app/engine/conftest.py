@@ -21,12 +21,17 @@ class Recorder:
     def __init__(self, stop_when: Callable[[list[dict[str, Any]]], str | None] | None = None):
         self.messages: list[dict[str, Any]] = []
         self._stop_when = stop_when
+        # Which of several requests it is that shall stop.
+        self.stops: set[str] = set()
 
     def send(self, message_type: str, /, **fields: Any) -> None:
         self.messages.append({"type": message_type, **fields})
 
     def stop_requested(self) -> str | None:
         return self._stop_when(self.messages) if self._stop_when else None
+
+    def stop_of(self, job_id: str) -> str | None:
+        return self.stop_requested() if job_id in self.stops else None
 
     def of(self, message_type: str) -> list[dict[str, Any]]:
         return [message for message in self.messages if message["type"] == message_type]

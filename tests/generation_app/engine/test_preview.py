@@ -103,6 +103,20 @@ def test_previews_are_rare_and_their_cost_is_bounded(monkeypatch: pytest.MonkeyP
     assert not clock.is_due()
 
 
+def test_those_who_share_a_clock_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(preview.time, "monotonic", lambda: now[0])
+    clock = preview.PreviewClock(sharers=3)
+    shown = []
+    for tick in range(24):
+        now[0] += 0.26
+        for whose in "abc" if tick < 9 else "ab":  # the third one ends
+            if clock.is_due(whose):
+                shown.append(whose)
+                clock.made(0.01, whose)
+    assert "".join(shown) == "abcababab"  # and no more than one alone would have had
+
+
 def test_a_preview_fits_into_a_message() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8)
     assert len(preview.encode_jpeg(Image.fromarray(noise))) <= preview.MAX_BASE64_CHARACTERS

@@ -155,7 +155,7 @@ def test_a_preview_shows_the_middle_frame_and_leaves_the_clip_alone(
     engine: Engine, ask: Order, frames: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(engine, ask())
-    monkeypatch.setattr(preview.PreviewClock, "is_due", lambda self: True)
+    monkeypatch.setattr(preview.PreviewClock, "is_due", lambda self, whose: True)
     line = run(engine, ask(preview=True, num_inference_steps=2))
     assert len(line.of("preview")) == 1
     assert np.array_equal(np.array(frames[0][2]), np.array(frames[1][2]))

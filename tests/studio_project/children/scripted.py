@@ -63,10 +63,18 @@ def handle(channel: Channel, request: dict[str, Any]) -> None:
     channel.send("done", outputs={}, metrics={})
 
 
+def together(channel: Channel, requests: list[dict[str, Any]]) -> None:
+    """Wait until each of several requests is stopped as it expects."""
+    for request in requests:
+        while channel.stop_of(request["job_id"]) != request["until"]:
+            time.sleep(0.01)
+        channel.send("stopped", how=request["until"], job_id=request["job_id"])
+
+
 def release(channel: Channel) -> None:
     channel.send("warm", models=[])
 
 
 if __name__ == "__main__":
     once = "--once" in sys.argv
-    sys.exit(run_child(handle, once=once, commands={"release": release}))
+    sys.exit(run_child(handle, once=once, together=together, commands={"release": release}))
