@@ -41,6 +41,14 @@ def test_a_request_is_answered_with_every_resolved_value(
     assert api(alice).get(answer.headers["Location"]).json()["seed"] == job["seed"]
 
 
+def test_a_request_may_ask_to_run_alone(api: Api, alice: User, base: DiffusionModel) -> None:
+    client, body = api(alice), {"model": "Base", "prompt": "a fox"}
+    assert client.post(TEXT_TO_IMAGE, body).json()["run_alone"] is False
+    assert client.post(TEXT_TO_IMAGE, {**body, "run_alone": True}).json()["run_alone"] is True
+    refused = client.post(TEXT_TO_IMAGE, {**body, "run_alone": 1})
+    assert (refused.status_code, list(refused.json()["errors"])) == (400, ["run_alone"])
+
+
 def test_both_spellings_of_a_path_answer(api: Api, alice: User, base: DiffusionModel) -> None:
     body = {"model": base.pk, "prompt": "x"}
     job = api(alice).post(f"{TEXT_TO_IMAGE}/", body).json()
