@@ -91,6 +91,8 @@ class Bench:
             "device": self.device,
             "threads": torch.get_num_threads(),
             "preview": False,
+            "memory_bytes": 0,
+            "together": 8,
             "metadata": {},
             "loras": [
                 {"path": str(x.path), "sha256": x.sha256, "weight": x.weight, "name": x.name}

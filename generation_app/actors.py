@@ -142,7 +142,7 @@ def _prepare(job: GenerationJob, missing: list[int], folder: Path) -> dict[str, 
         "device": share.device,
         "threads": share.threads,
         # What a training beside it leaves; 0 is all there is.
-        "memory_bytes": current_device().free_bytes(KIND) or 0,
+        "memory_bytes": free_bytes or 0,
         "preview": True,
         "together": room_for(parameters, job.required_bytes, current_worker(), free_bytes)
         if job.joint_key and not job.crash_count
