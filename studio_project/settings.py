@@ -375,14 +375,14 @@ STUDIO_CHECKPOINT_SECONDS = _read("float", "CHECKPOINT_SECONDS", 120.0)
 STUDIO_CHILD_SILENCE_SECONDS = _read("float", "CHILD_SILENCE_SECONDS", 1800.0)
 # After it a training lets another user's waiting one go first; 0 = never.
 STUDIO_TRAINING_SLICE_MINUTES = _read("float", "TRAINING_SLICE_MINUTES", 60.0)
-_at_least("TRAINING_SLICE_MINUTES", STUDIO_TRAINING_SLICE_MINUTES, 0)
 _at_least("HEARTBEAT_SECONDS", STUDIO_HEARTBEAT_SECONDS, 0.05)
 _at_least("LEASE_SECONDS", STUDIO_LEASE_SECONDS, 2 * STUDIO_HEARTBEAT_SECONDS)
 # What a worker may use of its device (0 = all), and the turns taken where that holds one job only.
 STUDIO_DEVICE_MEMORY_MB = _read("int", "DEVICE_MEMORY_MB", 0)
 STUDIO_TURN_SECONDS = _read("float", "TURN_SECONDS", 15.0)
-# How long an answer in a dialect that knows no later may take.
-STUDIO_DIALECT_WAIT_SECONDS = _read("float", "DIALECT_WAIT_SECONDS", 600.0)
+for _name in ("TRAINING_SLICE_MINUTES", "DEVICE_MEMORY_MB", "TURN_SECONDS"):
+    _at_least(_name, globals()[f"STUDIO_{_name}"], 0)
+STUDIO_DIALECT_WAIT_SECONDS = _read("float", "DIALECT_WAIT_SECONDS", 600.0)  # longest answer
 STUDIO_TICKET_SECONDS = 60
 STUDIO_IDEMPOTENCY_AGE = timedelta(hours=24)
 

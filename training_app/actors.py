@@ -142,6 +142,7 @@ def _prepare(job: TrainingJob, folder: Path, recorder: Recorder) -> dict[str, An
         "extends": manifest.get("extends", 0),
         "device": share.device,
         "threads": share.threads,
+        "memory_bytes": settings.STUDIO_DEVICE_MEMORY_MB * 10**6,
         "checkpoint_seconds": settings.STUDIO_CHECKPOINT_SECONDS,
         "metadata": {
             "title": job.title,

@@ -138,6 +138,7 @@ def _request(row: TrainingMeasurement, folder: Path) -> dict[str, Any]:
         "resume_folder": None,
         "device": share.device,
         "threads": share.threads,
+        "memory_bytes": settings.STUDIO_DEVICE_MEMORY_MB * 10**6,
     }
 
 

@@ -187,8 +187,10 @@ def default_budget_bytes(device: str) -> int:
     return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * _SHARE_OF_RAM)
 
 
-def room_on(device: str, memory_bytes: int) -> int | None:
-    """Return how much of a device's memory this process may use; None if nobody knows.
+def take_room(device: str, memory_bytes: int) -> int | None:
+    """Keep to a share of a device's memory, and return how much of it is there; None: unknown.
+
+    Beyond its share this process runs out of memory, so that a training beside it has its own.
 
     Args:
         device: ``cpu``, ``cuda:0``, ``mps``.
@@ -196,7 +198,9 @@ def room_on(device: str, memory_bytes: int) -> int | None:
     """
     if torch.device(device).type != "cuda":
         return memory_bytes or None
-    free, _ = torch.cuda.mem_get_info(device)
+    free, total = torch.cuda.mem_get_info(device)
+    share = min(1.0, memory_bytes / total) if memory_bytes else 1.0
+    torch.cuda.set_per_process_memory_fraction(share, device)
     room = free + torch.cuda.memory_reserved(device)
     return min(room, memory_bytes) if memory_bytes else room
 

@@ -19,7 +19,7 @@ from generation_app.engine.errors import EngineError, StoppedError
 from generation_app.engine.footprint import need_of
 from generation_app.engine.generate import Pictures
 from generation_app.engine.order import Order, read_order
-from generation_app.engine.pipelines import PipelineCache, WarmPipeline, room_on
+from generation_app.engine.pipelines import PipelineCache, WarmPipeline, take_room
 from generation_app.engine.preview import PreviewClock
 from generation_app.engine.request import ImageToVideoRequest
 from generation_app.engine.thrift import is_out_of_memory
@@ -141,7 +141,7 @@ class Engine:
             raise StoppedError(how)
         if torch.get_num_threads() != order.threads:
             torch.set_num_threads(order.threads)
-        need, room = need_of(order.request, together), room_on(order.device, order.memory_bytes)
+        need, room = need_of(order.request, together), take_room(order.device, order.memory_bytes)
         warm = self.pipelines.find(order.base_sha256, order.device)
         if warm is None:
             line.send("phase", phase="loading_model")

@@ -1,4 +1,4 @@
-"""Whether a training fits its device, found out by trying, before the first step."""
+"""Whether a training fits its device or its share of it, found out by trying, before it begins."""
 
 from __future__ import annotations
 
@@ -67,10 +67,23 @@ def _peak_bytes(training: Rehearsing, device: str) -> int | None:
     return peak + STATE_SHARE * learning
 
 
+def keep_to(device: str, memory_bytes: int) -> None:
+    """Lets this process run out of memory beyond its share of a GPU, so that others have theirs.
+
+    Args:
+        device: Where it runs.
+        memory_bytes: Its share; 0 for all there is.
+    """
+    if memory_bytes and device.startswith("cuda"):
+        total: int = torch.cuda.mem_get_info(device)[1]
+        torch.cuda.set_per_process_memory_fraction(min(1.0, memory_bytes / total), device)
+
+
 def _available_bytes(device: str) -> int:
-    """The device's memory that is free or ours already."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_allocated(device)
+    """The device's memory that is free or ours already, within our share."""
+    free, total = torch.cuda.mem_get_info(device)
+    share = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return min(free + torch.cuda.memory_allocated(device), share)
 
 
 def peak_memory_bytes(device: str) -> int:

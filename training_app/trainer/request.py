@@ -79,6 +79,7 @@ class TrainingRequest:
         extends: Steps of the finished run that this one makes longer; 0 if it is none.
         device: ``cpu``, ``cuda:0``, ``mps``; of several ranks all devices, joined by ``+``.
         threads: CPU threads of torch in each process; 0 leaves the library's choice.
+        memory_bytes: What each process may use of its device; 0 for all of it.
         checkpoint_seconds: Longest time between two checkpoints.
         metadata: Words about the job that go into the weights file.
     """
@@ -95,6 +96,7 @@ class TrainingRequest:
     extends: int
     device: str
     threads: int
+    memory_bytes: int
     checkpoint_seconds: float
     metadata: Mapping[str, Any]
 
@@ -129,6 +131,7 @@ class TrainingRequest:
             extends=int(values.get("extends") or 0),
             device=str(values.get("device") or "cpu"),
             threads=int(values.get("threads") or 0),
+            memory_bytes=int(values.get("memory_bytes") or 0),
             checkpoint_seconds=float(values.get("checkpoint_seconds") or 120),
             metadata=dict(values.get("metadata") or {}),
         )

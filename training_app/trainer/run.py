@@ -35,7 +35,7 @@ from training_app.trainer.files import CorruptFileError
 from training_app.trainer.folder_export import export_folder, verify_folder
 from training_app.trainer.learner import compute_dtype
 from training_app.trainer.loop import sample_now
-from training_app.trainer.memory import peak_memory_bytes, settle_checkpointing
+from training_app.trainer.memory import keep_to, peak_memory_bytes, settle_checkpointing
 from training_app.trainer.preflight import measure_steps
 from training_app.trainer.preview import Previewer, Sample, choose_prompts
 from training_app.trainer.ranks import Ranks
@@ -94,12 +94,13 @@ def run(channel: Channel, values: Mapping[str, Any], ranks: Ranks | None = None)
 
 
 def _settle(request: TrainingRequest) -> None:
-    """Refuses a family that cannot be trained, and takes the threads that are given."""
+    """Refuses a family that cannot be trained, and keeps to the threads and memory given."""
     family = ARCHITECTURES.get(request.architecture)
     if family is None or not family.trainable:
         raise ChildError("model_incompatible", architecture=request.architecture)
     if request.threads > 0:
         torch.set_num_threads(request.threads)
+    keep_to(request.device, request.memory_bytes)
 
 
 def _run(request: TrainingRequest, reporter: Reporter, ranks: Ranks) -> None:

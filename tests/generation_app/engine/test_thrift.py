@@ -13,7 +13,7 @@ from PIL import Image
 
 from generation_app.engine.errors import EngineError
 from generation_app.engine.footprint import USABLE_SHARE, Measures, Need, peak_bytes
-from generation_app.engine.pipelines import WarmPipeline
+from generation_app.engine.pipelines import WarmPipeline, take_room
 from generation_app.engine.resident import Engine
 from tests.generation_app.engine.conftest import Recorder
 from tests.tiny import make_tiny_svd
@@ -240,3 +240,20 @@ def test_a_model_that_does_not_fit_at_loading_waits_in_ram(
     engine = Engine()
     assert paint(engine, order())[1] == ["networks_in_turn"]
     assert tried == ["cpu", None]
+
+
+@pytest.mark.parametrize(
+    ("told", "share", "room"), [(0, 1.0, 7 * 2**30), (4 * 2**30, 0.4, 4 * 2**30)]
+)
+def test_the_engine_keeps_to_its_share_of_a_gpu(
+    told: int, share: float, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[float] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5 * 2**30, 10 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2 * 2**30)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda part, device: shares.append(part)
+    )
+    assert take_room("cuda:0", told) == room  # free, or ours already
+    assert shares == [share]
+    assert take_room("cpu", told) == (told or None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import training_app.trainer.memory as memory
-from training_app.trainer.memory import settle_checkpointing
+from training_app.trainer.memory import keep_to, settle_checkpointing
 
 GIB = 1024**3
 
@@ -39,12 +39,16 @@ class _Training:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A GPU: how much of it is free, is ours, and what a step takes at its peak."""
-    numbers = {"free": 8 * GIB, "own": 1 * GIB, "peak": 2 * GIB}
+    numbers = {"free": 8 * GIB, "own": 1 * GIB, "peak": 2 * GIB, "share": 1.0}
     cuda = memory.torch.cuda
     monkeypatch.setattr(cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(cuda, "max_memory_allocated", lambda device: numbers["peak"])
     monkeypatch.setattr(cuda, "memory_allocated", lambda device: numbers["own"])
     monkeypatch.setattr(cuda, "mem_get_info", lambda device: (numbers["free"], 80 * GIB))
+    monkeypatch.setattr(cuda, "get_per_process_memory_fraction", lambda device: numbers["share"])
+    monkeypatch.setattr(
+        cuda, "set_per_process_memory_fraction", lambda part, device: numbers.update(share=part)
+    )
     monkeypatch.setattr(memory.torch.random, "fork_rng", lambda devices: torch.no_grad())
     return numbers
 
@@ -81,3 +85,16 @@ def test_nothing_is_tried_where_the_answer_is_known(wish: str, where: str, is_on
     training = _Training()
     assert settle_checkpointing(training, wish, where) is is_on
     assert training.rehearsals == 0
+
+
+def test_a_share_of_the_device_is_kept_to(device: dict[str, Any]) -> None:
+    keep_to("cuda:0", 0)
+    assert device["share"] == 1.0
+    device["peak"] = 5 * GIB
+    assert not settle_checkpointing(_Training(), "auto", "cuda:0")
+    keep_to("cuda:0", 4 * GIB)
+    assert device["share"] == 0.05  # of 80
+    assert settle_checkpointing(_Training(), "auto", "cuda:0")
+    keep_to("cuda:0", 100 * GIB)
+    assert device["share"] == 1.0
+    keep_to("cpu", 1)
