@@ -134,17 +134,24 @@ def test_a_clip_has_a_film_an_animation_and_a_still(
     assert not any(storage.exists(key) for key in image.keys)
 
 
+@pytest.mark.parametrize("run_alone", [True, False])
 def test_each_picture_of_a_request_is_made_again_alone_and_compared(
-    worker: Worker, tiny_base: DiffusionModel, alice: User, api: Any
+    worker: Worker, tiny_base: DiffusionModel, alice: User, api: Any, run_alone: bool
 ) -> None:
-    job = done(submit(alice, "text-to-image", tiny_base, prompt="a {red|blue} fox"))
+    body = {"prompt": "a {red|blue} fox", "run_alone": run_alone}
+    job = done(submit(alice, "text-to-image", tiny_base, **body))
     blue = job.images.get(index=1)
     answer = api(alice).post(f"/api/images/{blue.pk}/make-again")
     assert (answer.status_code, answer.json()["remake_of_id"]) == (202, blue.pk)
     assert (answer.json()["seed"], answer.json()["num_images"]) == (6, 1)
     again = done(GenerationJob.objects.get(pk=answer.json()["id"])).images.get()
-    assert again.difference == {"max": 0, "mean": 0.0, "share": 0.0}
-    assert opened(again).tobytes() == opened(blue).tobytes()
+    assert again.difference is not None
+    if run_alone:
+        assert again.difference == {"max": 0, "mean": 0.0, "share": 0.0}
+        assert opened(again).tobytes() == opened(blue).tobytes()
+    else:  # what shares a batch is promised to this much (DESIGN §13)
+        assert again.difference["max"] <= 2
+        assert again.difference["mean"] <= 0.1
     assert blue.difference is None
 
 
