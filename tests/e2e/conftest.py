@@ -23,21 +23,20 @@ FLAGS = [
 ]
 
 
-@pytest.hookimpl(tryfirst=True)
+LONGEST = {"test_scores.py": 0, "test_faults.py": 1}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark everything here, so that the quick tests can be run alone.
 
-    The tests of a file go to one process, whose site they share, unless they say otherwise; the
-    three real trainings begin first, so that nobody waits for the last of them.
+    What takes longest begins first, so that nobody waits for the last of it.
     """
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.e2e)
             item.add_marker(pytest.mark.timeout(600))
-            if item.get_closest_marker("xdist_group") is None:
-                item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: item.path.name != "test_scores.py")
+    items.sort(key=lambda item: LONGEST.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

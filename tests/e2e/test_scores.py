@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -66,7 +67,6 @@ OTHER = {"A": "B", "B": "A", "icon": "A"}
 class Taught:
     """A model with what it was taught and what was kept back."""
 
-    kind: str
     client: DemoClient
     model: int
     base: int
@@ -145,24 +145,6 @@ def _by_api(client: DemoClient, files: dict[str, bytes]) -> int:
     return int(state["output_model"]["id"])
 
 
-# Each subject is a group of its own, for each takes minutes of one core.
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(kind, marks=pytest.mark.xdist_group(f"scores-{kind}")) for kind in DRAW],
-)
-def taught(
-    request: pytest.FixtureRequest, site: Site, tmp_path_factory: pytest.TempPathFactory
-) -> Taught:
-    """A model of a subject, by a user of its own, with the form's defaults."""
-    kind, client = request.param, site.user()
-    files, uploaded, held_out = _draw(kind)
-    if kind == "A":
-        model = _by_script(site, client, files, tmp_path_factory.mktemp("script"))
-    else:
-        model = _by_api(client, files)
-    return Taught(kind, client, model, work.starter(client), uploaded, held_out)
-
-
 def test_the_documented_script_is_short() -> None:
     script = ROOT / "docs" / "examples" / "train_and_generate.py"
     assert len(script.read_text().splitlines()) < 80
@@ -170,40 +152,69 @@ def test_the_documented_script_is_short() -> None:
     assert imports - set(sys.stdlib_module_names) == {"websockets"}
 
 
-def test_held_out_above_trained_above_base(taught: Taught) -> None:
-    prompt = "a zorp on a red background"
-    held_out = likeness(taught.held_out, taught.uploaded)
-    trained = likeness(taught.paint(prompt, number=8), taught.uploaded)
-    base = likeness(taught.paint(prompt, number=8, base=True), taught.uploaded)
-    print(f"{taught.kind}: held out {held_out:.3f} > trained {trained:.3f} > base {base:.3f}")
-    assert held_out > trained > base
+class Lines:
+    """What every subject's model must show; one class each, for each takes minutes of one core."""
+
+    kind: ClassVar[str]
+
+    @pytest.fixture(scope="class")
+    def taught(self, site: Site, tmp_path_factory: pytest.TempPathFactory) -> Taught:
+        """A model of the subject, by a user of its own, with the form's defaults."""
+        client = site.user()
+        files, uploaded, held_out = _draw(self.kind)
+        if self.kind == "A":
+            model = _by_script(site, client, files, tmp_path_factory.mktemp("script"))
+        else:
+            model = _by_api(client, files)
+        return Taught(client, model, work.starter(client), uploaded, held_out)
+
+    def test_held_out_above_trained_above_base(self, taught: Taught) -> None:
+        prompt = "a zorp on a red background"
+        held_out = likeness(taught.held_out, taught.uploaded)
+        trained = likeness(taught.paint(prompt, number=8), taught.uploaded)
+        base = likeness(taught.paint(prompt, number=8, base=True), taught.uploaded)
+        print(f"{self.kind}: held out {held_out:.3f} > trained {trained:.3f} > base {base:.3f}")
+        assert held_out > trained > base
+
+    def test_it_paints_its_own_subject_and_not_another(self, taught: Taught) -> None:
+        other = OTHER[self.kind]
+        _files, drawn, _held_out = _draw(other)
+        painted = taught.paint("a zorp on a blue background", number=8, seed=50)
+        own, foreign = likeness(painted, taught.uploaded), likeness(painted, drawn)
+        print(f"{self.kind}: own {own:.3f}, {other} {foreign:.3f}")
+        assert own > foreign
+
+    def test_the_subject_goes_onto_a_background_it_never_had(self, taught: Taught) -> None:
+        painted = taught.paint(f"a zorp on a {ABSENT} background", number=20, seed=101)
+        base = taught.paint(f"a zorp on a {ABSENT} background", number=4, seed=101, base=True)
+        share = share_on(ABSENT, painted, base, taught.uploaded)
+        print(f"{self.kind}: {share:.0%} of {len(painted)} on {ABSENT}")
+        assert share >= LEAST_ABSENT
 
 
-def test_a_model_paints_its_own_subject_and_not_another(taught: Taught) -> None:
-    other = OTHER[taught.kind]
-    _files, drawn, _held_out = _draw(other)
-    painted = taught.paint("a zorp on a blue background", number=8, seed=50)
-    own, foreign = likeness(painted, taught.uploaded), likeness(painted, drawn)
-    print(f"{taught.kind}: own {own:.3f}, {other} {foreign:.3f}")
-    assert own > foreign
+class TestCreature(Lines):
+    """A drawn creature, taught by the documented script."""
+
+    kind = "A"
+
+    def test_what_the_base_knew_it_still_knows(self, taught: Taught) -> None:
+        right = {
+            base: share_right(
+                {s: taught.paint(s.caption, number=2, seed=7, base=base) for s in KNOWN}
+            )
+            for base in (True, False)
+        }
+        print(f"{self.kind}: base {right[True]:.2f}, trained {right[False]:.2f}")
+        assert right[False] >= right[True] - MOST_FORGOTTEN
 
 
-def test_the_subject_goes_onto_a_background_it_never_had(taught: Taught) -> None:
-    painted = taught.paint(f"a zorp on a {ABSENT} background", number=20, seed=101)
-    base = taught.paint(f"a zorp on a {ABSENT} background", number=4, seed=101, base=True)
-    share = share_on(ABSENT, painted, base, taught.uploaded)
-    print(f"{taught.kind}: {share:.0%} of {len(painted)} on {ABSENT}")
-    assert share >= LEAST_ABSENT
+class TestOtherCreature(Lines):
+    """Another one, taught over the API."""
+
+    kind = "B"
 
 
-@pytest.mark.parametrize("taught", ["A"], indirect=True)
-@pytest.mark.xdist_group("scores-A")
-def test_what_the_base_knew_it_still_knows(taught: Taught) -> None:
-    right = {
-        base: share_right(
-            {scene: taught.paint(scene.caption, number=2, seed=7, base=base) for scene in KNOWN}
-        )
-        for base in (True, False)
-    }
-    print(f"{taught.kind}: base {right[True]:.2f}, trained {right[False]:.2f}")
-    assert right[False] >= right[True] - MOST_FORGOTTEN
+class TestIcon(Lines):
+    """A picture that nobody here has drawn."""
+
+    kind = "icon"
