@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -284,3 +284,33 @@ def worn_by(pipeline: Any, name: str) -> Iterator[tuple[str, str, Any]]:
         for layer, module in network.named_modules():
             if isinstance(module, LoraLayer) and name in module.lora_A:
                 yield component, layer, module
+
+
+def peft_layers(pipeline: Any) -> list[Any]:
+    """Every layer of a pipeline's networks that wears or wore an adapter."""
+    networks = (getattr(pipeline, component, None) for component in COMPONENTS)
+    return [
+        module
+        for network in networks
+        if network is not None
+        for module in network.modules()
+        if isinstance(module, LoraLayer)
+    ]
+
+
+def wear(layers: Iterable[Any], weights: Mapping[str, float]) -> None:
+    """Puts exactly these adapters to work.
+
+    peft's own way also marks, for training, every weight of every adapter that is on a layer: with
+    sixteen of them that takes longer than a step.
+
+    Args:
+        layers: All of a pipeline, see :func:`peft_layers`.
+        weights: How strong each adapter shall be, by its name; none switches all off.
+    """
+    for layer in layers:
+        for name, weight in weights.items():
+            if name in layer.scaling:
+                layer.set_scale(name, weight)
+        layer._active_adapter = list(weights)
+        layer._disable_adapters = not weights

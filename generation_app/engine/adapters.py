@@ -26,8 +26,10 @@ from models_app.adapter_loading import (
     Adapter,
     AdapterError,
     layer_names,
+    peft_layers,
     put_on,
     read_adapter,
+    wear,
     worn_by,
 )
 from models_app.architectures import get_architecture
@@ -71,6 +73,7 @@ class AdapterSet:
         self._pipe = pipe
         self._architecture = architecture
         self._layer_names = layer_names(pipe)
+        self._layers: list[Any] = []
         self._max_adapters = max_adapters
         self._max_bytes = max_bytes
         self._attached: OrderedDict[str, _Attached] = OrderedDict()
@@ -124,12 +127,7 @@ class AdapterSet:
 
     def _switch(self, wanted: Sequence[tuple[str, float]]) -> None:
         self.switches += 1
-        if not wanted:
-            self._pipe.disable_lora()
-            return
-        self._pipe.enable_lora()
-        names = [self._attached[sha256].adapter for sha256, _ in wanted]
-        self._pipe.set_adapters(names, [weight for _, weight in wanted])
+        wear(self._layers, {self._attached[sha256].adapter: weight for sha256, weight in wanted})
 
     def _attach(self, lora: LoraFile) -> _Attached:
         _check_file(lora, self._architecture)
@@ -149,6 +147,7 @@ class AdapterSet:
             self._remove(name)
             raise EngineError("model_incompatible", name=lora.name) from error
         self.loads += 1
+        self._layers = peft_layers(self._pipe)
         return _Attached(name, self._bytes_of(name), _reaches_text(adapter))
 
     def _bytes_of(self, name: str) -> int:
