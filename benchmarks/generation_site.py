@@ -35,7 +35,7 @@ USERS, LORAS = 10, 20
 ADD = """
 import json
 from pathlib import Path
-from models_app.inspection import describe_adapter
+from models_app.layouts import describe_adapter
 from models_app.models import DiffusionModel
 from studio_project import storage
 from studio_project.models import User
