@@ -152,21 +152,24 @@ def test_the_documented_script_is_short() -> None:
     assert imports - set(sys.stdlib_module_names) == {"websockets"}
 
 
+@pytest.fixture(scope="class")
+def taught(
+    request: pytest.FixtureRequest, site: Site, tmp_path_factory: pytest.TempPathFactory
+) -> Taught:
+    """A model of the class's subject, by a user of its own, with the form's defaults."""
+    kind, client = request.cls.kind, site.user()
+    files, uploaded, held_out = _draw(kind)
+    if kind == "A":
+        model = _by_script(site, client, files, tmp_path_factory.mktemp("script"))
+    else:
+        model = _by_api(client, files)
+    return Taught(client, model, work.starter(client), uploaded, held_out)
+
+
 class Lines:
     """What every subject's model must show; one class each, for each takes minutes of one core."""
 
     kind: ClassVar[str]
-
-    @pytest.fixture(scope="class")
-    def taught(self, site: Site, tmp_path_factory: pytest.TempPathFactory) -> Taught:
-        """A model of the subject, by a user of its own, with the form's defaults."""
-        client = site.user()
-        files, uploaded, held_out = _draw(self.kind)
-        if self.kind == "A":
-            model = _by_script(site, client, files, tmp_path_factory.mktemp("script"))
-        else:
-            model = _by_api(client, files)
-        return Taught(client, model, work.starter(client), uploaded, held_out)
 
     def test_held_out_above_trained_above_base(self, taught: Taught) -> None:
         prompt = "a zorp on a red background"
