@@ -27,6 +27,8 @@ from studio_project.models import Worker
 MOST = 100
 # UNet passes for one step; all others make one.
 _PASSES = {"heun": 2.0}
+# An engine that takes longer than this to have its model ready has read it from disk.
+_LOADED_SECONDS = 0.05
 # A longer start than this times the usual one, and by this much, was the loading of a model.
 _COLD_FACTOR, _COLD_SECONDS = 2.0, 0.5
 _MAX_SLOPE = 2.0
@@ -76,6 +78,7 @@ class Finished:
             and the loading of what was not warm.
         weights_bytes: Size of the base.
         had_company: Whether it shared the UNet with others; its times are its own part then.
+        has_loaded: Whether something had to be loaded for it; the engine may have been started too.
     """
 
     work: Work
@@ -84,6 +87,7 @@ class Finished:
     start_seconds: float
     weights_bytes: int = 1
     had_company: bool = False
+    has_loaded: bool = False
 
 
 def finished(
@@ -94,7 +98,8 @@ def finished(
 ) -> Finished | None:
     """Return a finished request's times; None if it does not tell them."""
     try:
-        seconds = float(metrics["seconds"]) - float(metrics.get("load_seconds", 0.0))
+        load = float(metrics.get("load_seconds", 0.0))
+        seconds = float(metrics["seconds"]) - load
         denoise = float(metrics["denoise_seconds"])
         others = float(metrics.get("company_seconds", 0.0))
     except (KeyError, TypeError, ValueError):
@@ -103,7 +108,8 @@ def finished(
         return None
     start = max(0.0, wall_seconds - seconds - others)
     work, rest = work_of(parameters), seconds - denoise
-    return Finished(work, denoise, rest, start, max(1, weights_bytes), "company" in metrics)
+    size, loaded = max(1, weights_bytes), load > _LOADED_SECONDS
+    return Finished(work, denoise, rest, start, size, "company" in metrics, loaded)
 
 
 @dataclass(frozen=True)
@@ -186,9 +192,9 @@ class _Learned:
 
 
 def _usual_start(samples: Iterable[Finished]) -> float:
-    """Return the start of the quicker half: there the model was ready."""
-    starts = sorted(s.start_seconds for s in samples)
-    return median(starts[: (len(starts) + 1) // 2])
+    """Return the start of the quicker half of those that loaded nothing; 0 as long as all did."""
+    starts = sorted(s.start_seconds for s in samples if not s.has_loaded)
+    return median(starts[: (len(starts) + 1) // 2]) if starts else 0.0
 
 
 class _Curve:

@@ -96,6 +96,17 @@ def test_what_had_to_load_tells_how_long_loading_takes() -> None:
     assert told.seconds == pytest.approx(1.3)
 
 
+def test_a_first_request_that_started_the_engine_does_not_lengthen_the_next() -> None:
+    parameters, metrics, wall = recorded()[10]
+    loaded = metrics | {"load_seconds": 7.0, "seconds": metrics["seconds"] + 7.0}
+    cold = finished(parameters, loaded, wall + 40)
+    assert cold is not None and cold.has_loaded
+    told = foretell([cold], cold.work)
+    assert told is not None
+    assert told.seconds == pytest.approx(cold.denoise_seconds + cold.rest_seconds)
+    assert told.load_seconds == pytest.approx(cold.start_seconds)
+
+
 def test_several_pictures_are_told_from_several() -> None:
     batch = Finished(Work(4096, 40, 4), 2.0, 0.8, 0.1)
     samples = [batch, sample()]
