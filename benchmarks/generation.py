@@ -30,6 +30,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from benchmarks import Silent
 from benchmarks.full_size import NATIVE_SIZE, STARTER_FOLDER, make_full_size
 from generation_app.engine.adapters import LoraFile
 from generation_app.engine.pipelines import compute_dtype
@@ -41,16 +42,6 @@ from tests.generation_app.engine.conftest import make_lora
 
 SCHEDULER = "ddim"
 GUIDANCE = 5.0
-
-
-class _Deaf:
-    """A line that nobody reads."""
-
-    def send(self, message_type: str, /, **fields: Any) -> None:
-        """Drop it."""
-
-    def stop_requested(self) -> None:
-        """Nobody stops a measurement."""
 
 
 class Bench:
@@ -178,7 +169,7 @@ def cold(bench: Bench) -> None:
     """From disk to the first picture."""
 
     def ours() -> None:
-        Engine().run(_Deaf(), bench.message(bench.new_prompt()))
+        Engine().run(Silent(), bench.message(bench.new_prompt()))
 
     def plain() -> None:
         bench.paint_plain(bench.plain(), bench.new_prompt())
@@ -192,7 +183,7 @@ def warm(bench: Bench, engine: Engine, pipe: Any) -> None:
     """Pictures on a warm model."""
 
     def ours(prompt: str, images: int = 1) -> None:
-        engine.run(_Deaf(), bench.message(prompt, images=images))
+        engine.run(Silent(), bench.message(prompt, images=images))
 
     for _ in range(3):
         ours("again"), bench.paint_plain(pipe, "again")
@@ -232,7 +223,7 @@ def in_turn(bench: Bench, engine: Engine, loras: list[LoraFile]) -> None:
     """The rate with many LoRAs in random turn, to that with one."""
 
     def paint(lora: LoraFile) -> None:
-        engine.run(_Deaf(), bench.message("again", [lora]))
+        engine.run(Silent(), bench.message("again", [lora]))
 
     for lora in loras:
         paint(lora)

@@ -27,7 +27,8 @@ import psutil
 
 from benchmarks.full_size import STARTER_FOLDER
 from studio_project.management.demo_client import FINAL, DemoClient
-from tests.e2e.site import Site, poll
+from tests.e2e import work
+from tests.e2e.site import Site
 from tests.generation_app.engine.conftest import make_lora
 from tests.tiny import make_tiny_sd
 
@@ -78,15 +79,9 @@ def ask(client: DemoClient, model: str, number: int, **fields: Any) -> str:
     return str(client.call("POST", "/api/generate/text-to-image", body)["id"])
 
 
-def wait(client: DemoClient, job: str, seconds: float = 120) -> dict[str, Any]:
-    """Return a job once it is final."""
-
-    def final() -> Any:
-        state = client.call("GET", f"/api/generate/{job}")
-        return state if state["status"] in FINAL else None
-
-    state: dict[str, Any] = poll(final, seconds=seconds, what=f"job {job}")
-    return state
+def wait(client: DemoClient, job: str) -> None:
+    """Wait until a job is final."""
+    work.finished(client, f"/api/generate/{job}")
 
 
 def add_models(site: Site, folder: Path) -> list[str]:
@@ -116,10 +111,8 @@ def overhead(site: Site, client: DemoClient) -> None:
     for number in range(30):
         started = time.perf_counter()
         job = ask(client, "starter-64", number)
-        with_events = client.call("GET", f"/api/generate/{job}")
-        while with_events["status"] not in FINAL:
+        while client.call("GET", f"/api/generate/{job}")["status"] not in FINAL:
             time.sleep(0.005)
-            with_events = client.call("GET", f"/api/generate/{job}")
         took[job] = time.perf_counter() - started
     known = rows(site)
     whole = statistics.median(list(took.values())[5:])
@@ -172,7 +165,7 @@ def endurance(site: Site, clients: list[DemoClient], models: list[str], number: 
         if index % 100 == 0:
             seen.append(psutil.Process(engine.pid).memory_info().rss / 2**20)
     for client, job in asked[-100:]:
-        wait(client, job, seconds=300)
+        wait(client, job)
     seen.append(psutil.Process(engine.pid).memory_info().rss / 2**20)
     known = rows(site)
     mine = [known[job] for _, job in asked]

@@ -32,6 +32,7 @@ import torch  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+from benchmarks import Silent  # noqa: E402
 from benchmarks.full_size import NATIVE_SIZE, STARTER_FOLDER, make_full_size  # noqa: E402
 from benchmarks.plain_training import PlainTraining  # noqa: E402
 from models_app.starter.creatures import draw_creature  # noqa: E402
@@ -45,23 +46,6 @@ from training_app.trainer.training import Training  # noqa: E402
 
 COLOURS = ("red", "blue", "white", "yellow", "purple")
 PICTURES = 16
-
-
-class _Silent:
-    """A channel that nobody reads."""
-
-    def send(self, message_type: str, /, **fields: Any) -> None:
-        """Drop it."""
-
-    def stop_requested(self) -> None:
-        """Nobody stops a measurement."""
-
-    def aside_wanted(self) -> bool:
-        """Nobody else uses its device."""
-        return False
-
-    def wait_aside(self) -> None:
-        """Nobody asks for it."""
 
 
 class Operators(TorchDispatchMode):
@@ -143,7 +127,7 @@ def make_request(arguments: argparse.Namespace, folder: Path) -> TrainingRequest
 
 def make_ours(request: TrainingRequest, examples: list[Example]) -> Training:
     """Our training, its caches filled."""
-    reporter = Reporter(_Silent())
+    reporter = Reporter(Silent())
     latents = cache_latents(examples, request, reporter)
     dtype = compute_dtype(request.config, request.device)
     prompts = cache_prompts([e.prompt for e in examples], request, dtype, reporter)

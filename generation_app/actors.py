@@ -14,7 +14,6 @@ from typing import Any
 import dramatiq
 from django.conf import settings
 
-from generation_app.company import room_for
 from generation_app.engine.request import MODES, field_names
 from generation_app.engine_host import EngineHost
 from generation_app.models import GenerationJob
@@ -35,6 +34,8 @@ from studio_project.supervision import (
 
 Status = GenerationJob.Status
 KIND = GenerationJob.queue_name
+# How a run of several ends for each of them without telling whose doing it was.
+NOBODYS_FAULT = ("out_of_memory", "internal")
 _engine = EngineHost()
 
 
@@ -86,8 +87,8 @@ def run_generation(job: GenerationJob) -> None:
         request = _prepare(job, missing, folder)
         child = seat_of(job, _engine.ready(current_device().share(KIND)))
         outcome = supervise(job, child, request, on_message=recorder)
-        if child.is_shared and outcome.message.get("code") == "out_of_memory":
-            job.settle_crashed()  # alone it may fit
+        if child.is_shared and outcome.message.get("code") in NOBODYS_FAULT:
+            job.settle_crashed()  # alone it may fit, or show whose fault it was
             return
         _settle(job, outcome, first_step_at=recorder.first_step_at)
         if outcome.settled and not child.alive:
@@ -144,9 +145,7 @@ def _prepare(job: GenerationJob, missing: list[int], folder: Path) -> dict[str, 
         # What a training beside it leaves; 0 is all there is.
         "memory_bytes": free_bytes or 0,
         "preview": True,
-        "together": room_for(parameters, job.required_bytes, current_worker(), free_bytes)
-        if job.joint_key and not job.crash_count
-        else 1,
+        "together": job.room(current_worker(), free_bytes),
         "metadata": {"job_id": str(job.pk), "base_name": base.name},
     }
 

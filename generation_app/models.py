@@ -130,22 +130,31 @@ class GenerationJob(Job):
         return {"images": self.images.live().count()}
 
     def candidate(self, worker: Worker, free_bytes: int | None) -> Candidate:
-        """Say whether the worker has the base ready, what was foreseen, and who may come along.
-
-        What has crashed runs alone: the fault may be its own, or that of its company.
-        """
+        """Say whether the worker has the base ready, what was foreseen, and who may come along."""
         return Candidate(
             self.pk,
             self.passed_over_at,
             is_ready=self.base_model is None or self.base_model.name in worker.warm,
             seconds=self.expected_seconds,
             load_seconds=self.expected_load_seconds or 0.0,
-            joint_key="" if self.crash_count else self.joint_key,
-            size=self.parameters["num_images"] if self.joint_key else 1,
-            room=room_for(self.parameters, self.required_bytes, worker, free_bytes)
-            if self.joint_key
-            else 1,
+            joint_key=self.company_key,
+            size=self.parameters["num_images"] if self.company_key else 1,
+            room=self.room(worker, free_bytes),
         )
+
+    @property
+    def company_key(self) -> str:
+        """Equal for requests that may share a batch now; empty for one that runs alone.
+
+        What has crashed does: the fault may be its own, or that of its company.
+        """
+        return "" if self.crash_count else self.joint_key
+
+    def room(self, worker: Worker, free_bytes: int | None) -> int:
+        """How many pictures may be at work at a time in a run that begins with this one."""
+        if not self.company_key:
+            return 1
+        return room_for(self.parameters, self.required_bytes, worker, free_bytes)
 
     def checkpoint_step(self) -> int:
         """Return how many pictures a crash would not lose."""

@@ -2,15 +2,13 @@
 
 Pictures may belong to one request or to several; each keeps its seed, noise scheduler, words and
 end. Those at work go through their steps side by side; a request that fails or is stopped leaves,
-and the others go on. A call that fails for several is made for each half again, so that too little
-memory, or one bad picture, is not everybody's end.
+and the others go on. A call of the UNet that fails for several fails for each of them: what to do
+when memory runs out ``thrift`` has tried by then, and the worker tries each again alone.
 """
 
 from __future__ import annotations
 
-import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from generation_app.engine.denoise import Call, Predictor
-from generation_app.engine.pipelines import free_memory
 from generation_app.engine.word_memory import remembered_words
 
 if TYPE_CHECKING:
@@ -134,21 +131,13 @@ def _alike(pictures: Sequence[_Picture]) -> list[list[_Picture]]:
 def _ask(predict: Predictor, pictures: Sequence[_Picture]) -> list[torch.Tensor | Exception]:
     """Ask the UNet for some pictures, and count to each request its share of the time."""
     started = time.perf_counter()
-    answers = _answers(predict, [picture.call for picture in pictures if picture.call is not None])
+    calls = [picture.call for picture in pictures if picture.call is not None]
+    answers: list[torch.Tensor | Exception]
+    try:
+        answers = [*predict(calls)]
+    except Exception as error:  # whose fault it is nobody can tell
+        answers = [error] * len(calls)
     seconds = (time.perf_counter() - started) / len(pictures)
     for picture in pictures:
         picture.request.work.stopwatch.add("denoise", seconds)
     return answers
-
-
-def _answers(predict: Predictor, calls: Sequence[Call]) -> list[torch.Tensor | Exception]:
-    try:
-        return list(predict(calls))
-    except Exception as error:
-        if len(calls) == 1:
-            return [error]
-        traceback.print_exc(file=sys.stderr)
-    # Outside the handler, so that nothing refers to the failed call's tensors any more.
-    free_memory()
-    half = len(calls) // 2
-    return [*_answers(predict, calls[:half]), *_answers(predict, calls[half:])]

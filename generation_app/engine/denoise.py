@@ -118,7 +118,7 @@ def denoise(
     generator: torch.Generator,
     on_step: Callable[[Step], None],
 ) -> Generator[Call, torch.Tensor, torch.Tensor]:
-    """Denoise one picture; whoever runs it answers each of its calls (see ``predict``).
+    """Denoise one picture; whoever runs it answers each of its calls (see ``Predictor``).
 
     Args:
         scheduler: A fresh noise scheduler whose timesteps are set.

@@ -21,7 +21,8 @@ from generation_app.engine.adapters import AdapterSet
 from generation_app.engine.errors import EngineError
 from generation_app.engine.footprint import Need, choose_measures
 from generation_app.engine.prompts import PromptCache
-from generation_app.engine.thrift import Thrift, free_memory, is_out_of_memory
+from generation_app.engine.thrift import Thrift
+from models_app.device_memory import free_memory, is_out_of_memory
 from models_app.inspection import InspectionError, read_header
 from models_app.loading import LoadingError, load_pipeline
 

@@ -22,9 +22,9 @@ from generation_app.engine.order import Order, read_order
 from generation_app.engine.pipelines import PipelineCache, WarmPipeline, take_room
 from generation_app.engine.preview import PreviewClock
 from generation_app.engine.request import ImageToVideoRequest
-from generation_app.engine.thrift import is_out_of_memory
 from generation_app.engine.video import Clips
 from generation_app.engine.work import Everyone, Line, OwnLine, SharedLine, Stopwatch, Work
+from models_app.device_memory import is_out_of_memory
 from studio_project.child_protocol import error_of
 
 

@@ -12,7 +12,6 @@ much memory a request needs is foreseen in ``footprint``; this module only obeys
 from __future__ import annotations
 
 import functools
-import gc
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,8 +19,8 @@ from typing import Any
 import torch
 
 from generation_app.engine.footprint import TILE_SIDE, Measures, Need, choose_measures
+from models_app.device_memory import free_memory, is_out_of_memory
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 _REST = torch.device("cpu")
 Run = Callable[..., Any]
 
@@ -235,17 +234,3 @@ def _say_where(network: torch.nn.Module, device: torch.device) -> None:
     network.__class__ = type(
         own.__name__, (own,), {"device": property(lambda _: device), "__module__": own.__module__}
     )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out, on whichever device."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(x in str(error) for x in _OUT_OF_MEMORY)
-
-
-def free_memory() -> None:
-    """Give back what nothing refers to any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

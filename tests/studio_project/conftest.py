@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from django.utils import timezone
 
 from generation_app.models import GenerationJob
 from studio_project import events, redis_server, supervision
+from studio_project.child_process import Child
 from studio_project.jobs import registry
 from studio_project.models import User, Worker
 
@@ -90,6 +92,22 @@ def serving(make_worker: Callable[..., Worker]) -> Iterator[Worker]:
     yield worker
     supervision._process.worker = None
     supervision._process.stopping.clear()
+
+
+@pytest.fixture
+def quick(settings: Any) -> None:
+    """Look at rows and renew leases at once."""
+    settings.STUDIO_CONTROL_SECONDS = 0.05
+    settings.STUDIO_HEARTBEAT_SECONDS = 0.1
+    settings.STUDIO_LEASE_SECONDS = 30.0
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    """A child that does what its request tells it to."""
+    started = Child([sys.executable, "-m", "tests.studio_project.children.scripted"])
+    yield started
+    started.kill()
 
 
 @pytest.fixture(scope="session")

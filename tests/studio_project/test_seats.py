@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -114,13 +114,6 @@ def test_a_child_that_is_dead_is_nobodys_to_keep(fake: FakeChild) -> None:
 
 
 # --- the child's side of it -----------------------------------------------------------------------
-@pytest.fixture
-def child() -> Iterator[Child]:
-    started = Child([sys.executable, "-m", "tests.studio_project.children.scripted"])
-    yield started
-    started.kill()
-
-
 def test_messages_find_the_job_that_they_are_about(child: Child) -> None:
     one, other = child.open_box("a"), child.open_box("b")
     told = [("a", 1), ("b", 1), ("a", 2), ("gone", 1), ("b", 2)]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from studio_project import slices
-from studio_project.models import Worker
+from generation_app.models import GenerationJob
+from studio_project import jobs, slices
+from studio_project.models import User, Worker
 from studio_project.slices import Slice
 
 
@@ -40,3 +42,27 @@ def test_a_turn_works_at_least_as_long_as_it_took_to_begin(
         turn.stepped()
     assert not is_over(over_at - 0.1)
     assert is_over(over_at)
+
+
+def test_time_aside_is_no_part_of_a_turn(
+    alice: User,
+    bob: User,
+    make_job: Callable[..., GenerationJob],
+    serving: Worker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(GenerationJob, "slice_seconds", classmethod(lambda cls: 30.0))
+    make_job(alice)
+    job = jobs.claim(GenerationJob, serving)
+    assert job is not None
+    make_job(bob)
+    job.total_steps = 100
+    turn = Slice(job)
+    turn.stepped()
+    turn.skip(-60.0)  # a minute later
+    turn.skip(40.0)
+    turn.look(serving, cast(Any, _Device()))
+    assert not turn.is_over
+    turn.skip(-60.0)
+    turn.look(serving, cast(Any, _Device()))
+    assert turn.is_over

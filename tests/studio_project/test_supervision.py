@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,24 +17,10 @@ from studio_project.models import User, Worker
 from studio_project.supervision import Outcome, run_queue, supervise
 from tests.studio_project.conftest import wait_until
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("quick")]
 
 MakeJob = Callable[..., GenerationJob]
 Action = tuple[str, Any]
-
-
-@pytest.fixture(autouse=True)
-def _quick(settings: Any) -> None:
-    settings.STUDIO_CONTROL_SECONDS = 0.05
-    settings.STUDIO_HEARTBEAT_SECONDS = 0.1
-    settings.STUDIO_LEASE_SECONDS = 30.0
-
-
-@pytest.fixture
-def child() -> Iterator[Child]:
-    started = Child([sys.executable, "-m", "tests.studio_project.children.scripted"])
-    yield started
-    started.kill()
 
 
 def request(*actions: Action) -> dict[str, Any]:
@@ -220,104 +205,6 @@ def test_a_turn_goes_on_when_nobody_else_would_come_first(
     outcome = supervise(job, child, request(*script, ("wait", 0)), on_message=ignore)
     assert outcome.message["how"] == "pause"
     assert not any(looked)
-
-
-GIBIBYTE = 1024**3
-
-
-@pytest.fixture
-def crowded(alice: User, make_job: MakeJob, make_worker: Callable[..., Worker]) -> Iterator[Job]:
-    """A job that runs on a GPU of 16 GiB while somebody waits whom it does not hold as well."""
-    worker = make_worker(device="cuda:0", memory_bytes=16 * GIBIBYTE)
-    supervision.serve_as(worker)
-    device = supervision.current_device()
-    device._turn_seconds = device._pictures_seconds = 0.0
-    job = device.take(
-        "generation",
-        lambda free: claim(make_job, alice, worker),
-        lambda job: 12 * GIBIBYTE,
-    )
-    assert job is not None
-    device.want_room("training", 6 * GIBIBYTE)
-    yield job
-    supervision._process.worker = None
-
-
-def test_a_run_stands_aside_and_comes_back(
-    crowded: Job, child: Child, rung: list[str], settings: Any
-) -> None:
-    settings.STUDIO_CHILD_SILENCE_SECONDS = 2.0
-    device = supervision.current_device()
-    device._pictures_seconds = 1000.0
-    free: list[int | None] = []
-    heard: list[str] = []
-
-    def on_message(message: dict[str, Any]) -> None:
-        heard.append(message["type"])
-        if message["type"] == "aside":
-            free.append(device.free_bytes("training"))
-            # It may be silent for as long as the others take.
-            threading.Timer(2.5, device.want_room, ("training", 0)).start()
-
-    grown = {"type": "memory", "held_bytes": 13 * GIBIBYTE}
-    script = request(("aside", GIBIBYTE), ("send", grown))
-    outcome = supervise(crowded, child, script, on_message=on_message, stands_aside=True)
-    assert outcome.kind == "done"
-    assert heard[-3:] == ["aside", "back", "memory"]
-    assert free == [15 * GIBIBYTE]
-    assert device.free_bytes("training") == 3 * GIBIBYTE
-    assert "training" in rung  # somebody may come now
-    device.give_back("generation")
-
-
-def test_a_run_that_stands_aside_still_obeys(crowded: Job, child: Child) -> None:
-    supervision.current_device()._pictures_seconds = 1000.0
-
-    def on_message(message: dict[str, Any]) -> None:
-        if message["type"] == "aside":
-            GenerationJob.objects.get(pk=crowded.pk).request_stop("pause")
-
-    script = request(("aside", GIBIBYTE))
-    outcome = supervise(crowded, child, script, on_message=on_message, stands_aside=True)
-    assert (outcome.kind, outcome.message["how"]) == ("stopped", "pause")
-
-
-def test_what_shall_be_kept_comes_back_though_others_wait(crowded: Job, child: Child) -> None:
-    supervision.current_device()._pictures_seconds = 1000.0
-
-    def on_message(message: dict[str, Any]) -> None:
-        if message["type"] == "aside":
-            GenerationJob.objects.get(pk=crowded.pk).request_stop("keep")
-
-    script = request(("aside", GIBIBYTE))
-    outcome = supervise(crowded, child, script, on_message=on_message, stands_aside=True)
-    assert outcome.kind == "done"
-
-
-def test_who_cannot_stand_aside_is_not_asked_to(crowded: Job, child: Child) -> None:
-    asked: list[Any] = []
-    child.send = asked.append  # type: ignore[assignment, method-assign]
-    watch = supervision._Supervision(crowded, child, ignore, stands_aside=False)
-    assert not watch.aside.look("")
-    assert asked == []
-
-
-def test_time_aside_is_no_part_of_a_turn(
-    alice: User, bob: User, make_job: MakeJob, serving: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(GenerationJob, "slice_seconds", classmethod(lambda cls: 30.0))
-    job = claim(make_job, alice, serving)
-    make_job(bob)
-    job.total_steps = 100
-    turn = supervision.Slice(job)
-    turn.stepped()
-    turn.skip(-60.0)  # a minute later
-    turn.skip(40.0)
-    turn.look(serving, supervision.current_device())
-    assert not turn.is_over
-    turn.skip(-60.0)
-    turn.look(serving, supervision.current_device())
-    assert turn.is_over
 
 
 def test_a_child_that_does_not_obey_is_killed(

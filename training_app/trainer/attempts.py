@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from models_app.device_memory import free_memory
 from studio_project.child_protocol import ChildError
 from training_app.trainer.loop import train
 from training_app.trainer.meter import LossMeter
 from training_app.trainer.preview import Previewer
-from training_app.trainer.recovery import Adjustments, adjust, free_memory, tell
+from training_app.trainer.recovery import Adjustments, adjust, tell
 from training_app.trainer.reporting import Reporter, logger
 from training_app.trainer.request import TrainingRequest
 from training_app.trainer.training import Training

@@ -8,11 +8,9 @@ same on all ranks.
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass, replace
 
-import torch
-
+from models_app.device_memory import is_out_of_memory
 from studio_project.child_protocol import ChildError
 from training_app.trainer.config import TrainingConfig
 from training_app.trainer.reporting import Reporter
@@ -41,21 +39,6 @@ class Adjustments:
         """Pictures per micro-batch, and micro-batches per step."""
         size = config.train_batch_size // self.batch_divisor
         return size, config.gradient_accumulation_steps * self.batch_divisor
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whatever device."""
-    # The CPU allocator has no exception class of its own.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
-def free_memory() -> None:
-    """Gives back what nothing refers to any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def adjust(

@@ -62,7 +62,7 @@ class Reporter:
             channel: Where messages go and wishes come from.
             device: What the run leaves when it stands aside.
         """
-        self._channel, self._device = channel, device
+        self._channel, self.device = channel, device
         self._left: str | None = None
         self._stays = False
         self._most_bytes = 0
@@ -87,7 +87,7 @@ class Reporter:
 
     def memory(self) -> None:
         """Says what the run holds of its device at most, whenever that has grown."""
-        most = most_held_bytes(self._device)
+        most = most_held_bytes(self.device)
         if most > self._most_bytes:
             self._most_bytes = most
             self.send("memory", held_bytes=most)
@@ -134,7 +134,7 @@ class Reporter:
         if not self.is_in_the_way:
             return
         began, phase = time.monotonic(), self._phase
-        luggage = Luggage(self._device)
+        luggage = Luggage(self.device)
         try:
             held_bytes = luggage.take_away()
         except (RuntimeError, MemoryError):

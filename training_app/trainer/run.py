@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from models_app.architectures import ARCHITECTURES
+from models_app.device_memory import is_out_of_memory
 from models_app.inspection import read_json
 from models_app.kohya_file import to_kohya
 from models_app.loading import LoadingError
@@ -39,7 +40,7 @@ from training_app.trainer.memory import keep_to, peak_memory_bytes, settle_check
 from training_app.trainer.preflight import measure_steps
 from training_app.trainer.preview import Previewer, Sample, choose_prompts
 from training_app.trainer.ranks import Ranks
-from training_app.trainer.recovery import Adjustments, is_out_of_memory
+from training_app.trainer.recovery import Adjustments
 from training_app.trainer.reporting import Channel, Reporter, StopRun
 from training_app.trainer.request import TrainingRequest
 from training_app.trainer.training import Training
@@ -67,12 +68,12 @@ def run(channel: Channel, values: Mapping[str, Any], ranks: Ranks | None = None)
             or ``internal`` (a request that the site should not have sent).
         OSError: If files cannot be read or written.
     """
-    first_device = str(values.get("device") or "cpu").split("+")[0]
-    reporter, ranks = Reporter(channel, first_device), ranks or Ranks()
+    reporter, ranks = Reporter(channel), ranks or Ranks()
     try:
         values = ranks.share(values)
         request = TrainingRequest.from_dict(values)
-        request = replace(request, device=ranks.take_device(request.device))
+        reporter.device = ranks.take_device(request.device)
+        request = replace(request, device=reporter.device)
         _settle(request)
         if values.get("dry_run"):
             metrics = measure_steps(request, reporter)

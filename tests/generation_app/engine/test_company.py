@@ -161,41 +161,43 @@ def test_one_that_fails_fails_alone(
     assert {message["job_id"] for message in line.of("done")} == {"a", "b"}
 
 
-def test_a_batch_that_is_too_large_is_halved_until_it_fits(
-    engine: Engine, order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_batch_that_is_too_large_is_computed_in_parts(
+    engine: Engine, order: Order, tmp_path: Path
 ) -> None:
-    messages = three(order, tmp_path, num_inference_steps=1)
-    refused: list[int] = []
+    messages = three(order, tmp_path)
+    wanted = [alone(engine, message, tmp_path) for message in messages]
+    warm = engine.pipelines.find("b" * 64, "cpu")
+    assert warm is not None
+    entry, refused = warm.pipe.unet.conv_in, []
 
-    class Small(Predictor):
-        def __call__(self, calls: Sequence[Call]) -> list[torch.Tensor]:
-            if len(calls) > 1:
-                refused.append(len(calls))
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return super().__call__(calls)
+    def small(_module: Any, given: tuple[torch.Tensor, ...]) -> None:
+        if len(given[0]) > 2:
+            refused.append(len(given[0]))
+            raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(company, "Predictor", Small)
+    hook = entry.register_forward_pre_hook(small)
     line = together(engine, messages)
-    assert refused == [3, 2]
-    for message in messages:  # each was asked for by itself, so they are equal to the bit
-        made, wanted = pictures(line, message["job_id"]), alone(engine, message, tmp_path)
-        assert all(np.array_equal(*pair) for pair in zip(made, wanted, strict=True))
+    hook.remove()
+    assert refused
+    assert not line.of("error")
+    for message, pictures_alone in zip(messages, wanted, strict=True):
+        assert_close(pictures(line, message["job_id"]), pictures_alone)
 
 
-def test_memory_that_is_too_small_for_one_is_that_ones_error(
+def test_a_call_that_fails_fails_for_all_that_share_it(
     engine: Engine, order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
-    class Small(Predictor):
+    class Broken(Predictor):
         def __call__(self, calls: Sequence[Call]) -> list[torch.Tensor]:
-            if any(call.conditioning.guidance_scale == 1 for call in calls):
-                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-            return super().__call__(calls)
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(company, "Predictor", Small)
-    line = together(engine, three(order, tmp_path))
-    assert [(m["job_id"], m["code"]) for m in line.of("error")] == [("b", "out_of_memory")]
-    assert {m["job_id"] for m in line.of("done")} == {"a", "c"}
+    messages = three(order, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(company, "Predictor", Broken)
+        line = together(engine, messages)
+    assert [message["code"] for message in line.of("error")] == ["out_of_memory"] * 3
+    assert line.of("done") == []
+    assert len(together(engine, messages).of("done")) == 3
 
 
 @pytest.mark.parametrize(

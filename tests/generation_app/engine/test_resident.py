@@ -12,7 +12,7 @@ import torch
 
 from generation_app.engine import generate
 from generation_app.engine.errors import EngineError
-from generation_app.engine.resident import Engine, is_out_of_memory
+from generation_app.engine.resident import Engine
 from tests.generation_app.engine.conftest import Recorder, make_lora
 
 Order = Callable[..., dict[str, Any]]
@@ -125,12 +125,6 @@ def test_running_out_of_memory_frees_everything_and_says_so(
     assert caught.value.__context__ is None
     assert engine.pipelines.names == []
     assert run(engine, order()).of("done")
-
-
-def test_out_of_memory_is_told_from_other_failures() -> None:
-    assert is_out_of_memory(MemoryError())
-    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"))
-    assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 def test_a_full_disk_leaves_no_half_picture(

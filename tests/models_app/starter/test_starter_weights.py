@@ -94,7 +94,7 @@ def test_held_out_prompts_reach_the_lines(pipeline: StableDiffusionPipeline) -> 
 
 
 def test_made_up_words_leave_the_background_right(pipeline: StableDiffusionPipeline) -> None:
-    assert score_unknown_nouns(pipeline, 20) >= 90
+    assert score_unknown_nouns(pipeline, 40) >= 90
 
 
 def test_the_card_tells_scores_that_reach_the_lines() -> None:
