@@ -36,7 +36,7 @@ NATIVE_SIZE = {"sd1": 512, "sdxl": 1024}
 
 
 def _text_config(**fields: Any) -> CLIPTextConfig:
-    tokens = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
+    tokens: dict[str, Any] = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
     return CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, **tokens, **fields)
 
 

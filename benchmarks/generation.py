@@ -174,7 +174,8 @@ def cold(bench: Bench) -> None:
     def plain() -> None:
         bench.paint_plain(bench.plain(), bench.new_prompt())
 
-    ours(), plain()  # the files are in the system's cache for both
+    ours()
+    plain()  # the files are in the system's cache for both
     row("cold: load and one picture", *bench.compare(ours, plain))
     gc.collect()
 
@@ -186,7 +187,8 @@ def warm(bench: Bench, engine: Engine, pipe: Any) -> None:
         engine.run(Silent(), bench.message(prompt, images=images))
 
     for _ in range(3):
-        ours("again"), bench.paint_plain(pipe, "again")
+        ours("again")
+        bench.paint_plain(pipe, "again")
     fresh = bench.new_prompt
     row(
         "warm, new prompt",

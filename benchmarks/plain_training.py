@@ -52,7 +52,7 @@ class PlainTraining:
         size = self.request.config.train_batch_size
         start = self.step * size
         members = [self.examples[(start + i) % len(self.examples)] for i in range(size)]
-        pixels = [read_pixels(e.image.path, e.bucket, mirrored=False) for e in members]
+        pixels = [read_pixels(e, e.variants[0]) for e in members]
         return torch.cat(pixels), members
 
     def do_step(self) -> float:

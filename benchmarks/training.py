@@ -103,6 +103,7 @@ def make_request(arguments: argparse.Namespace, folder: Path) -> TrainingRequest
             "targets": arguments.targets,
             "mixed_precision": arguments.precision,
             "rank": 16,
+            "trigger_word": "zorp",
         },
         architecture=architecture,
         method="lora",
@@ -167,9 +168,7 @@ def peak_bytes(device: str) -> int:
 
 def measure_memory(arguments: argparse.Namespace, request: TrainingRequest) -> None:
     """One side alone, a few steps; prints its peak."""
-    examples = make_examples(
-        request.images, resolution=request.config.resolution, trigger_word="zorp"
-    )
+    examples = make_examples(request.images, request.config)
     dtype = compute_dtype(request.config, request.device)
     if arguments.only == "ours":
         step: Callable[[], object] = make_ours(request, examples).do_step
@@ -192,7 +191,7 @@ def compare(arguments: argparse.Namespace, request: TrainingRequest) -> None:
     """Both sides in turn; prints the table."""
     device, config = request.device, request.config
     dtype = compute_dtype(config, device)
-    examples = make_examples(request.images, resolution=config.resolution, trigger_word="zorp")
+    examples = make_examples(request.images, config)
     make_ours(request, examples).do_step()  # fills the caches
     cold = time.monotonic()
     ours = make_ours(request, examples)

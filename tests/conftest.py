@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,12 @@ hypothesis.settings.load_profile("studio")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the tests with real processes last: a browser's event loop stays in the main thread."""
     items.sort(key=lambda item: "e2e" in item.path.parts)
+
+
+def pytest_collection_finish() -> None:
+    """Leave out of every later collection what the libraries hold: a trainer collects often."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

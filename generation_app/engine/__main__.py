@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import sys
 
-from generation_app.engine.resident import Engine
-from studio_project.child_protocol import run_child
+from studio_project.child_protocol import loading_libraries, run_child
 
 
 def main() -> int:
     """Serve until the worker is done; return the exit status."""
+    with loading_libraries():
+        from generation_app.engine.resident import Engine
     engine = Engine()
     return run_child(engine.run, together=engine.run_together, commands={"release": engine.release})
 

@@ -117,3 +117,16 @@ def test_a_child_hears_that_it_shall_stand_aside_and_come_back() -> None:
     assert channel.wait_aside() == "pause"
     os.close(write)
     listener.join()
+
+
+def test_what_libraries_made_is_left_alone_by_the_collector() -> None:
+    script = (
+        "import gc; from studio_project.child_protocol import loading_libraries\n"
+        "with loading_libraries():\n"
+        "    assert not gc.isenabled()\n"
+        "    import decimal, email.message\n"
+        "    kept = [[] for _ in range(1000)]\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 1000\n"
+        "assert not any(each is kept for each in gc.get_objects())\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

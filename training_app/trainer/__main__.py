@@ -12,13 +12,14 @@ import os
 import sys
 from typing import Any
 
-from studio_project.child_protocol import Channel, is_speaker, run_child
+from studio_project.child_protocol import Channel, is_speaker, loading_libraries, run_child
 
 
 def _handle(channel: Channel, request: dict[str, Any]) -> None:
     channel.send("phase", phase="preparing")
-    from training_app.trainer.ranks import Ranks
-    from training_app.trainer.run import run
+    with loading_libraries():
+        from training_app.trainer.ranks import Ranks
+        from training_app.trainer.run import run
 
     run(channel, request, Ranks.join())
 
