@@ -20,6 +20,7 @@ from generation_app.engine.recall import (
     Recalled,
     parse_a1111,
     recall_picture,
+    usable_number,
 )
 from generation_app.engine.request import MODES, Limits, RequestError, resolve_request
 from generation_app.inputs import MAX_UPLOAD_BYTES
@@ -96,16 +97,17 @@ def _answer(user: User, recalled: Recalled) -> dict[str, Any]:
     if model is None and isinstance(entry, dict) and entry.get("name"):
         missing.append({"kind": "model", "name": str(entry["name"])[:200]})
     loras = []
-    for lora in found.get("loras") or []:
+    named = found.get("loras")
+    for lora in named if isinstance(named, list) else []:
         row = _find(user, lora, DiffusionModel.Category.IMAGE, is_lora=True)
-        weight = lora.get("weight", 1.0) if isinstance(lora, dict) else 1.0
-        if row is not None and isinstance(weight, int | float):
+        weight = usable_number(lora.get("weight", 1.0)) if isinstance(lora, dict) else None
+        if row is not None and weight is not None:
             loras.append({"model": row.pk, "name": row.name, "title": row.title, "weight": weight})
         elif isinstance(lora, dict) and lora.get("name"):
             missing.append({"kind": "lora", "name": str(lora["name"])[:200]})
     return {
         "source": recalled.source,
-        "mode": mode if mode in MODES else None,
+        "mode": mode if isinstance(mode, str) and mode in MODES else None,
         "values": _accepted(found),
         "model": model and {"id": model.pk, "name": model.name, "title": model.title},
         "loras": loras,

@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 
-_LORA = re.compile(r"\s*<lora:([^:<>]+)(?::([^:<>]*))?(?::[^<>]*)?>")
+_LORA = re.compile(r"<lora:([^:<>]+)(?::([^:<>]*))?(?::[^<>]*)?>")
 _BRACE = re.compile(r"\\[{}|]|[{}|]|[^\\{}|]+|\\")
 MAX_DEPTH = 16
 
@@ -36,16 +36,20 @@ def take_loras(prompt: str) -> tuple[str, list[LoraTag]]:
     """Take the LoRAs out of a prompt.
 
     Returns:
-        The prompt without them, and them; a second weight, for the text encoder, is passed over.
+        The prompt without them and the blanks before them, and them; a second weight, for the text
+        encoder, is passed over.
     """
-    tags = []
-    for name, weight in _LORA.findall(prompt):
+    tags, kept, end = [], [], 0
+    for match in _LORA.finditer(prompt):
+        name, weight = match.groups()
         try:
             number: float | str = float(weight) if weight else 1.0
         except ValueError:
             number = weight
         tags.append(LoraTag(name.strip(), number))
-    return (_LORA.sub("", prompt).strip() if tags else prompt), tags
+        kept.append(prompt[end : match.start()].rstrip())
+        end = match.end()
+    return ("".join([*kept, prompt[end:]]).strip() if tags else prompt), tags
 
 
 @dataclass(frozen=True)

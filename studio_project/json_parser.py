@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,10 +15,12 @@ from studio_project.api import Problem
 
 # Room for a large picture in base64; parsed, hostile JSON is thirty times its size.
 MAX_JSON_BYTES = 16 * 1024**2
+# NUL, and half of a surrogate pair: JSON can escape them; no database and no answer can hold them.
+_NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
 
 
 class StrictJSONParser(parsers.BaseParser):
-    """An object in JSON, without NaN, infinities or NUL characters, and of a size of its own."""
+    """An object in JSON, without NaN, infinities or what is no character; of a size of its own."""
 
     media_type = "application/json"
 
@@ -55,10 +58,11 @@ def _unusable(value: Any, path: str = "") -> Iterator[tuple[str, list[exceptions
     if isinstance(value, dict | list):
         for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _unusable(name, path or "body")
-            yield from _unusable(inner, f"{path}.{name}" if path else str(name))
+            shown = str(name).encode(errors="replace").decode()
+            yield from _unusable(inner, f"{path}.{shown}" if path else shown)
     elif isinstance(value, float) and not math.isfinite(value):
         message = _("This is not a number that can be used; send a finite one.")
         yield path, [exceptions.ErrorDetail(message, "not_a_number")]
-    elif isinstance(value, str) and "\0" in value:
-        message = _("The text holds a NUL character; remove it.")
+    elif isinstance(value, str) and _NO_CHARACTER.search(value):
+        message = _("The text holds something that is not a character; remove it.")
         yield path, [exceptions.ErrorDetail(message, "invalid_characters")]

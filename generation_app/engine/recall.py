@@ -11,6 +11,7 @@ that its SaveImage node writes.
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -21,10 +22,10 @@ from PIL import ExifTags, Image
 
 from generation_app.engine.metadata import A1111_KEY, NEGATIVE, STUDIO_KEY
 from generation_app.engine.vocabulary import canonical_scheduler
+from generation_app.wording import take_loras
 
 MAX_TEXT_CHARACTERS = 200_000
-_PAIR = re.compile(r'\s*([\w][\w \-/]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
-_LORA_TAG = re.compile(r"\s*<lora:([^:<>]+):(-?\d+(?:\.\d+)?)>")
+_PAIR = re.compile(r'\s*+(\w[\w \-/]*+):\s*+("(?:\\.|[^\\"])*+"|[^,]*+)(?:,|$)')
 _MAX_LINKS = 50
 
 
@@ -98,15 +99,15 @@ def _texts_of(file: BinaryIO) -> dict[str, str]:
 
 
 def _json(text: str) -> Any:
-    """Parse JSON without NaN; None where it is none."""
-
-    def refuse(_: str) -> None:
-        raise ValueError
-
+    """Parse JSON; None where it is none, or holds what is no text."""
     if not text or len(text) > MAX_TEXT_CHARACTERS:
         return None
     try:
-        return json.loads(text, parse_constant=refuse)
+        # ComfyUI writes NaN where a node says that it always changes.
+        value = json.loads(text, parse_constant=lambda _: None)
+        # Half of a surrogate pair can be escaped in JSON, and neither stored nor sent.
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError):
         return None
 
@@ -122,19 +123,32 @@ def parse_a1111(text: str) -> dict[str, Any]:
         What was found, under our names; ``loras`` come from the tags in the prompt.
     """
     lines = text[:MAX_TEXT_CHARACTERS].strip().split("\n")
-    pairs: dict[str, str] = {}
-    if len(_PAIR.findall(lines[-1])) >= 3:
-        pairs = {key.strip(): _unquote(value) for key, value in _PAIR.findall(lines.pop())}
+    pairs = _pairs(lines[-1])
+    if len(pairs) >= 3:
+        lines.pop()
+    else:
+        pairs = {}
     start = next((i for i, line in enumerate(lines) if line.startswith(NEGATIVE.strip())), None)
     prompt = "\n".join(lines[:start])
     found: dict[str, Any] = {"negative_prompt": ""}
     if start is not None:
         found["negative_prompt"] = "\n".join(lines[start:]).removeprefix(NEGATIVE.strip()).strip()
-    found["loras"] = [
-        {"name": name, "weight": float(weight)} for name, weight in _LORA_TAG.findall(prompt)
-    ]
-    found["prompt"] = _LORA_TAG.sub("", prompt).strip()
+    prompt, tags = take_loras(prompt)
+    found["loras"] = [{"name": tag.name, "weight": _weight(tag.weight)} for tag in tags]
+    found["prompt"] = prompt.strip()
     found.update(_named(pairs))
+    return found
+
+
+def _pairs(line: str) -> dict[str, str]:
+    """Read the pairs of a line from left to right, in time that grows with its length alone."""
+    found, place = {}, 0
+    while place < len(line):
+        if match := _PAIR.match(line, place):
+            found[match[1].strip()] = _unquote(match[2])
+            place = match.end()
+        else:
+            place = line.find(",", place) + 1 or len(line)
     return found
 
 
@@ -142,10 +156,8 @@ def _unquote(text: str) -> str:
     text = text.strip()
     if len(text) < 2 or not (text.startswith('"') and text.endswith('"')):
         return text
-    try:
-        return str(json.loads(text))
-    except ValueError:
-        return text
+    inner = _json(text)
+    return text if inner is None else str(inner)
 
 
 def _named(pairs: dict[str, str]) -> dict[str, Any]:
@@ -207,7 +219,7 @@ def parse_invokeai(metadata: Mapping[str, Any]) -> dict[str, Any]:
     for entry in entries if isinstance(entries, list) else []:
         lora = _model_of(entry.get("model", entry.get("lora"))) if _is_object(entry) else None
         if lora is not None:
-            found["loras"].append({**lora, "weight": _number(entry.get("weight"), 1.0)})
+            found["loras"].append({**lora, "weight": _weight(entry.get("weight"))})
     return found
 
 
@@ -247,11 +259,11 @@ def parse_comfyui(graph: Mapping[str, Any]) -> dict[str, Any] | None:
         ("noise_seed", "seed", int),
     ):
         value = _value(nodes, given.get(key))
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if usable_number(value) is not None:
             found[name] = kind(value)
-    denoise = _value(nodes, given.get("denoise"))
-    if isinstance(denoise, int | float) and denoise < 1:
-        found["strength"] = float(denoise)
+    denoise = usable_number(_value(nodes, given.get("denoise")))
+    if denoise is not None and denoise < 1:
+        found["strength"] = denoise
     sampler, spacing = given.get("sampler_name"), given.get("scheduler")
     if isinstance(sampler, str) and (
         known := canonical_scheduler(sampler, spacing if isinstance(spacing, str) else "")
@@ -276,7 +288,7 @@ def _follow_models(nodes: Mapping[str, Any], link: Any, found: dict[str, Any]) -
     for _ in range(_MAX_LINKS):
         given = _inputs(_node(nodes, link))
         if isinstance(name := given.get("lora_name"), str):
-            weight = _number(_value(nodes, given.get("strength_model")), 1.0)
+            weight = _weight(_value(nodes, given.get("strength_model")))
             found["loras"].insert(0, {"name": _stem(name), "weight": weight})
         if isinstance(name := given.get("ckpt_name", given.get("unet_name")), str):
             found["model"] = {"name": _stem(name), "sha256": ""}
@@ -321,8 +333,19 @@ def _stem(name: str) -> str:
     return re.sub(r"\.(safetensors|ckpt|pt)$", "", re.split(r"[\\/]", name)[-1])
 
 
-def _number(value: Any, default: float) -> float:
-    return float(value) if type(value) in (int, float) else default
+def _weight(value: Any) -> float:
+    number = usable_number(value)
+    return 1.0 if number is None else number
+
+
+def usable_number(value: Any) -> float | None:
+    """Return a number from a file if it can be counted with, else None."""
+    if type(value) not in (int, float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def _is_object(value: Any) -> bool:

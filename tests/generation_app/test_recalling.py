@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from rest_framework.test import APIClient
 
-from generation_app.engine.metadata import save_picture
+from generation_app.engine.metadata import STUDIO_KEY, save_picture
 from studio_project.models import User
 from tests.factories import make_base, make_lora, picture
 
@@ -122,3 +123,25 @@ def test_neither_and_nonsense_are_refused(api: Api, alice: User, settings: Any) 
     settings.STUDIO_MAX_PIXELS = 100
     assert recall(client, out.getvalue()).json()["code"] == "not_a_picture"
     assert api().post(PATH, {"text": "x"}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "said", [{"loras": 5}, {"loras": [3, None]}, {"mode": []}, {"mode": {}}, {"seed": 10**400}]
+)
+def test_our_own_notation_may_lie_too(api: Api, alice: User, said: dict[str, Any]) -> None:
+    texts = PngInfo()
+    texts.add_text(STUDIO_KEY, json.dumps({"prompt": "x", **said}))
+    out = BytesIO()
+    Image.new("RGB", (8, 8)).save(out, "PNG", pnginfo=texts)
+    answer = recall(api(alice), out.getvalue())
+    assert answer.status_code == 200, answer.data
+    assert answer.json()["values"] == {"prompt": "x"}
+    assert (answer.json()["mode"], answer.json()["loras"]) == (None, [])
+
+
+def test_a_weight_without_measure_is_not_taken(api: Api, alice: User) -> None:
+    make_lora(alice, make_base(), "Ink")
+    text = TEXT.replace("Ink:0.8", f"Ink:{'9' * 400}")
+    answer = api(alice).post(PATH, {"text": text})
+    assert answer.status_code == 200, answer.data
+    assert [entry["weight"] for entry in answer.json()["loras"]] == [1.0]

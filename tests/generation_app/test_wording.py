@@ -66,3 +66,9 @@ def test_whatever_is_written_means_at_least_one_prompt(prompt: str) -> None:
 )  # fmt: skip
 def test_loras_are_taken_out_of_a_prompt(prompt: str, text: str, tags: list[LoraTag]) -> None:
     assert take_loras(prompt) == (text, tags)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("piece", [" ", "<lora:", "<lora:a:", "<lora:a:b:", "<lora:a> "])
+def test_hostile_prompts_take_no_longer_than_others(piece: str) -> None:
+    take_loras(piece * (2_000_000 // len(piece)))

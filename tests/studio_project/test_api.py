@@ -22,6 +22,8 @@ Api = Callable[[User | None], APIClient]
         ('{"loras": [{"weight": 1}, {"weight": Infinity}]}', ["loras.1.weight"]),
         ('{"name": "a\\u0000b"}', ["name"]),
         ('{"na\\u0000me": 1}', ["body"]),
+        ('{"config": {"trigger_word": "\\ud800"}}', ["config.trigger_word"]),
+        ('{"na\\udfffme": NaN}', ["body", "na?me"]),
     ],
 )
 def test_values_that_are_no_numbers_or_no_text_are_named(

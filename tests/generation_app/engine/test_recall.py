@@ -173,7 +173,29 @@ def test_whatever_stands_in_a_file_is_survived(value: dict[str, Any]) -> None:
     parse_comfyui({"0": sampler, **value})
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"a": NaN}', "[" * 100_000, "null"])
+@pytest.mark.parametrize("text", ["{", "[1]", r'{"a": "\ud800"}', "[" * 100_000, "null"])
 def test_json_that_lies_says_nothing(text: str) -> None:
     for key in ("studio", "invokeai_metadata", "prompt"):
         assert recall_picture(written(**{key: text})) is None
+
+
+@pytest.mark.parametrize("number", ["1e999", "NaN", "1" + "0" * 400, "true", '"7"'])
+def test_numbers_that_nobody_can_count_with_are_left_out(number: str) -> None:
+    inputs = f'{{"steps": {number}, "cfg": {number}, "denoise": {number}, "model": ["1", 0]}}'
+    lora = f'{{"lora_name": "ink", "strength_model": {number}}}'
+    graph = f'{{"0": {{"class_type": "KSampler", "inputs": {inputs}}}, "1": {{"inputs": {lora}}}}}'
+    found = recall_picture(written(prompt=graph))
+    assert found is not None
+    assert found.values == {"loras": [{"name": "ink", "weight": 1.0}]}
+    loras = f'[{{"model": {{"name": "ink"}}, "weight": {number}}}]'
+    invoke = recall_picture(written(invokeai_metadata=f'{{"loras": {loras}}}'))
+    assert invoke is not None
+    assert invoke.values["loras"] == [{"name": "ink", "sha256": "", "weight": 1.0}]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "piece", [" ", "a", "a ", 'a:"', 'a:"b,', "<lora:", "<lora:a:", "a,", "\\"]
+)
+def test_hostile_texts_take_no_longer_than_others(piece: str) -> None:
+    parse_a1111(piece * (200_000 // len(piece)))
