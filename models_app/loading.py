@@ -20,6 +20,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from safetensors import SafetensorError
 
 from models_app.architectures import Architecture, get_architecture
+from models_app.device_memory import is_out_of_memory
 
 #: Libraries that read their own configuration and have no weights.
 _WITHOUT_WEIGHTS = ("tokenizer", "tokenizer_2", "feature_extractor")
@@ -112,7 +113,7 @@ def load_components(
         try:
             parts[component] = _load_part(folder, component, _class_of(library, name), dtype)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as exc:
-            if isinstance(exc, torch.OutOfMemoryError):
+            if is_out_of_memory(exc):
                 raise
             raise LoadingError(f"{component} cannot be loaded as {name}: {exc}") from exc
         if isinstance(parts[component], torch.nn.Module):

@@ -33,6 +33,7 @@ from models_app.adapter_loading import (
     worn_by,
 )
 from models_app.architectures import get_architecture
+from models_app.device_memory import is_out_of_memory
 from models_app.inspection import InspectionError, inspect_adapter, sha256_of
 
 DEFAULT_MAX_ADAPTERS = 24
@@ -138,13 +139,12 @@ class AdapterSet:
         except AdapterError as error:
             self._remove(name)
             raise EngineError("model_incompatible", name=lora.name, reason=error.reason) from error
-        except torch.OutOfMemoryError:
+        except (OSError, SafetensorError, RuntimeError, ValueError, MemoryError) as error:
             self._remove(name)
-            raise
-        except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-            # The libraries raise many kinds here; all of them mean that the file does not fit.
+            if is_out_of_memory(error):
+                raise
+            # The libraries raise many kinds here; all others mean that the file does not fit.
             traceback.print_exc(file=sys.stderr)
-            self._remove(name)
             raise EngineError("model_incompatible", name=lora.name) from error
         self.loads += 1
         self._layers = peft_layers(self._pipe)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from generation_app.engine.errors import EngineError
+from generation_app.engine.precision import without_overflow
 from generation_app.engine.prompts import Embeddings
 from generation_app.engine.starts import Start
 
@@ -232,16 +233,9 @@ def decode(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
         (B, 3, H, W), about -1 to 1.
     """
     vae = pipe.vae
-    # SDXL's VAE overflows in fp16 and says so in its configuration.
-    overflows = vae.dtype == torch.float16 and vae.config.get("force_upcast", False)
-    if overflows:
-        vae.to(dtype=torch.float32)
-    latents = latents.to(vae.dtype)
-    try:
+    with without_overflow(vae):
+        latents = latents.to(vae.dtype)
         pixels: torch.Tensor = vae.decode(_unscaled(vae, latents), return_dict=False)[0]
-    finally:
-        if overflows:
-            vae.to(dtype=torch.float16)
     return pixels
 
 

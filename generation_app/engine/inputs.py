@@ -13,6 +13,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageOps
 
 from generation_app.engine.errors import EngineError
+from generation_app.engine.precision import without_overflow
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 
@@ -73,16 +74,9 @@ class EncodedPicture:
         """
         self._pipe = pipe
         vae = pipe.vae
-        # SDXL's VAE overflows in fp16 and says so in its configuration.
-        overflows = vae.dtype == torch.float16 and vae.config.get("force_upcast", False)
-        if overflows:
-            vae.to(dtype=torch.float32)
-        try:
+        with without_overflow(vae):
             pixels = pixels.to(device=vae.device, dtype=vae.dtype)
             self._posterior = vae.encode(pixels).latent_dist
-        finally:
-            if overflows:
-                vae.to(dtype=torch.float16)
 
     def draw(self, generator: torch.Generator) -> torch.Tensor:
         """Draw latents (1, C, H/8, W/8), scaled as the UNet sees them."""

@@ -22,6 +22,7 @@ from PIL import Image
 
 from generation_app.engine.denoise import Step, decode
 from generation_app.engine.pipelines import WarmPipeline
+from generation_app.engine.precision import without_overflow
 
 MIN_INTERVAL_SECONDS = 0.5
 # A preview may cost at most this part of the time between two of them.
@@ -130,8 +131,9 @@ def fit_projection(pipe: Any) -> torch.Tensor:
         (C + 1, 3): a row per channel of the latents and one constant.
     """
     vae = pipe.vae
-    pictures = _fit_pictures().to(device=vae.device, dtype=vae.dtype)
-    latents = vae.encode(pictures * 2 - 1).latent_dist.mode() * vae.config.scaling_factor
+    with without_overflow(vae):
+        pictures = _fit_pictures().to(device=vae.device, dtype=vae.dtype)
+        latents = vae.encode(pictures * 2 - 1).latent_dist.mode() * vae.config.scaling_factor
     channels = latents.shape[1]
     colours = torch.nn.functional.adaptive_avg_pool2d(pictures.float(), latents.shape[-2:])
     known = latents.float().permute(0, 2, 3, 1).reshape(-1, channels)

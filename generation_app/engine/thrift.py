@@ -22,6 +22,8 @@ from generation_app.engine.footprint import TILE_SIDE, Measures, Need, choose_me
 from models_app.device_memory import free_memory, is_out_of_memory
 
 _REST = torch.device("cpu")
+#: With so much more room than there was, what has been learned is tried anew.
+GROWN = 1.25
 Run = Callable[..., Any]
 
 
@@ -57,8 +59,10 @@ class Thrift:
         self._networks: dict[str, Any] = {n: p for n, p in parts if isinstance(p, torch.nn.Module)}
         self.measures = Measures(in_turn=in_turn)
         self.on_device = set() if in_turn else set(self._networks)
-        self._learned: dict[Need, Measures] = {}
+        #: What helped at which size, and the room that there was then.
+        self._learned: dict[Need, tuple[Measures, int | None]] = {}
         self._need = Need(0, 0)
+        self._room: int | None = None
         self._used: set[str] = set()
         for name, network in self._networks.items():
             _say_where(network, self._device)
@@ -77,8 +81,10 @@ class Thrift:
             need: How large it is.
             room: Bytes of the device that there are for it; None if nobody knows.
         """
-        self._need, self._used = need, set()
-        measures = self._learned.get(need)
+        self._need, self._room, self._used = need, room, set()
+        measures, room_then = self._learned.get(need, (None, None))
+        if room is not None and room_then is not None and room > GROWN * room_then:
+            measures = None  # whoever was in the way has gone
         if measures is None and room is not None:
             weights = {name: self.bytes_of(name) for name in self._networks}
             itemsize = self._pipe.unet.dtype.itemsize
@@ -141,7 +147,8 @@ class Thrift:
             now = replace(now, in_turn=True)
         else:
             return False
-        self.measures = self._learned[self._need] = now
+        self.measures = now
+        self._learned[self._need] = now, self._room
         return True
 
     def _take_seats(self) -> None:
@@ -162,7 +169,11 @@ class Thrift:
                 if name not in self.on_device and self._device.type == "cuda":
                     torch.cuda.empty_cache()
             if name not in self.on_device:
-                self._networks[name].to(self._device)
+                try:
+                    self._networks[name].to(self._device)
+                except (RuntimeError, MemoryError):
+                    self._networks[name].to(_REST)  # the layers that had found room
+                    raise
                 self.on_device.add(name)
 
     # --- rows and tiles ------------------------------------------------------------------------

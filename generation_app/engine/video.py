@@ -21,6 +21,7 @@ from generation_app.engine.clips import save_animation, save_mp4
 from generation_app.engine.denoise import require_finite
 from generation_app.engine.order import Order
 from generation_app.engine.pipelines import WarmPipeline
+from generation_app.engine.precision import without_overflow
 from generation_app.engine.request import ImageToVideoRequest
 from generation_app.engine.work import Line, Stopwatch, Work
 
@@ -79,14 +80,8 @@ class Clips(Work):
         ).to(device)
         noise = randn_tensor(pixels.shape, generator=generator, device=device, dtype=pixels.dtype)
         pixels = pixels + request.noise_aug_strength * noise
-        overflows = pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast
-        if overflows:
-            pipe.vae.to(dtype=torch.float32)
-        try:
+        with without_overflow(pipe.vae):
             latents = pipe._encode_vae_image(pixels, device, 1, guided).to(dtype)
-        finally:
-            if overflows:
-                pipe.vae.to(dtype=torch.float16)
         # The model was taught the rate less one.
         time_ids = pipe._get_add_time_ids(
             request.fps - 1,

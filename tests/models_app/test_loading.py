@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
 
+from models_app import loading
 from models_app.loading import (
     LoadingError,
     load_components,
@@ -129,3 +130,14 @@ def test_loading_is_quiet_and_needs_no_django(base_folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "False"
     assert done.stderr == ""
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_file(
+    base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 GiB")
+
+    monkeypatch.setattr(loading, "_load_part", full)
+    with pytest.raises(RuntimeError, match="allocate"):
+        load_components(base_folder, "sd1", only=("vae",))

@@ -11,7 +11,6 @@ latents, P prompts.
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from models_app.architectures import (
     encode_prompts,
     get_architecture,
 )
+from models_app.device_memory import free_memory
 from models_app.loading import load_components
 from training_app.trainer.buckets import Bucket
 from training_app.trainer.dataset import Example, Variant, read_pixels
@@ -117,9 +117,7 @@ class _Networks:
     def free(self) -> None:
         if self._parts:
             self._parts = {}
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_memory()
 
 
 def _file(request: TrainingRequest, kind: str, *names: object) -> Path:

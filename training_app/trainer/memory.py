@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import resource
 import sys
 from typing import Any, Protocol
 
 import torch
 
+from models_app.device_memory import free_memory, is_out_of_memory
 from training_app.trainer.reporting import logger
 
 #: Share of the device's free memory that a step may take: allocators leave gaps.
@@ -59,11 +59,14 @@ def _peak_bytes(training: Rehearsing, device: str) -> int | None:
     try:
         training.rehearse()
         peak: int = torch.cuda.max_memory_allocated(device)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as exc:
+        if not is_out_of_memory(exc):
+            raise
         return None
     finally:
-        gc.collect()
-        torch.cuda.empty_cache()
+        free_memory()
+        # What was only tried shall not be told as what the run holds.
+        torch.cuda.reset_peak_memory_stats(device)
     return peak + STATE_SHARE * learning
 
 

@@ -144,11 +144,9 @@ class WeightUpdate:
             The gradients' norm before clipping, on the device.
         """
         self._scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm(self.gradients(), foreach=True)
+        norm = torch.nn.utils.get_total_norm(self.gradients())
         if self._max_grad_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(
-                self._weights, self._max_grad_norm, norm, foreach=True
-            )
+            torch.nn.utils.clip_grads_with_norm_(self._weights, self._max_grad_norm, norm)
         if self._scaler.is_enabled():
             # It has seen the gradients before they were clipped and skips what overflowed.
             with self._shared_ways():

@@ -7,7 +7,6 @@ with them, the training goes on.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 
 from models_app.architectures import get_architecture
+from models_app.device_memory import free_memory, is_out_of_memory
 from models_app.loading import load_components, load_noise_scheduler, make_pipeline
 from training_app.trainer.cache import PromptBank
 from training_app.trainer.captions import has_word
@@ -86,6 +86,16 @@ def save_picture(pixels: np.ndarray, path: Path) -> None:
     Image.fromarray((pixels * 255).round().astype("uint8")).save(path)
 
 
+def _in_own_type(decode: Any) -> Any:
+    """A VAE's decoder outside of autocast: in fp16 that of SDXL overflows."""
+
+    def decoded(latents: torch.Tensor, *given: Any, **named: Any) -> Any:
+        with torch.autocast(latents.device.type, enabled=False):
+            return decode(latents.to(decode.__self__.dtype), *given, **named)
+
+    return decoded
+
+
 class Previewer:
     """Makes the sample pictures of a run."""
 
@@ -128,6 +138,7 @@ class Previewer:
             the run was asked to stop meanwhile.
         """
         samples: list[Sample] = []
+        pipeline: Any = None
         device = torch.device(self._request.device)
         devices = [device] if device.type == "cuda" else []
         # A whole network is kept in fp32 and computes in the run's type all the same.
@@ -147,12 +158,10 @@ class Previewer:
             except Exception as exc:
                 # A picture to look at is not worth a training: say so and go on.
                 logger.exception("samples at step %d failed", step)
-                is_memory = isinstance(exc, torch.OutOfMemoryError | MemoryError)
-                code = "sample_out_of_memory" if is_memory else "sample_failed"
+                code = "sample_out_of_memory" if is_out_of_memory(exc) else "sample_failed"
                 self._reporter.note(code, step=step)
-        gc.collect()
-        if devices:
-            torch.cuda.empty_cache()
+        pipeline = None
+        free_memory()
         return samples
 
     def _make_pipeline(self) -> Any:
@@ -164,6 +173,7 @@ class Previewer:
             dtype=self._learner.dtype,
             device=request.device,
         )["vae"]
+        vae.decode = _in_own_type(vae.decode)
         return make_pipeline(
             get_architecture(request.architecture),
             unet=self._learner.denoiser,

@@ -230,15 +230,17 @@ class Training:
         places = torch.tensor(_chosen([self._places[n] for n in members], draws.captions))
         # The empty prompt has a place of its own: a dropped caption is another index.
         places = torch.where(draws.keeps_caption, places, self.prompts.places[""])
-        rows, noise, timesteps = (t.to(device) for t in (rows, draws.noise, draws.timesteps))
+        rows, places, noise, posterior_noise, timesteps = _sent(
+            device, rows, places, draws.noise, draws.posterior_noise, draws.timesteps
+        )
 
         mean, std = self.latents.mean[bucket][rows], self.latents.std[bucket][rows]
-        latents = mean + std * draws.posterior_noise.to(device)
+        latents = mean + std * posterior_noise
         noisy_latents = self.objective.add_noise(latents, noise, timesteps)
         with torch.autocast(
             torch.device(device).type, self._dtype, enabled=self._dtype != torch.float32
         ):
-            tensors = dict(self.prompts.pick(places.to(device)).tensors)
+            tensors = dict(self.prompts.pick(places).tensors)
             if bucket in self.latents.sizes:
                 tensors["time_ids"] = self.latents.sizes[bucket][rows]
             model_pred = self.learner.denoiser(
@@ -327,6 +329,13 @@ class Training:
     def release(self) -> None:
         """Lets go of the networks and the optimizer; there will be no further step."""
         del self.learner, self.update, self.prompts
+
+
+def _sent(device: str, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Tensors on their way to the device; a GPU is not waited for, as it would be with others."""
+    if torch.device(device).type != "cuda":
+        return [tensor.to(device) for tensor in tensors]
+    return [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
 
 
 def _chosen(choices: Sequence[Sequence[int]], shares: torch.Tensor) -> list[int]:

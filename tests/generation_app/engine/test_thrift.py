@@ -257,3 +257,35 @@ def test_the_engine_keeps_to_its_share_of_a_gpu(
     assert take_room("cuda:0", told) == room  # free, or ours already
     assert shares == [share]
     assert take_room("cpu", told) == (told or None)
+
+
+def test_what_was_learned_in_a_crowd_is_forgotten_when_there_is_room(
+    engine: Engine, order: Order, limit: Any
+) -> None:
+    unet, crowd = warm_of(engine).pipe.unet, 10**10
+    limit(unet.conv_in, lambda x: len(x) > 1)
+    assert paint(engine, order(memory_bytes=crowd))[1] == ["rows_apart"]
+    unet.conv_in.__dict__.pop("forward")
+    assert paint(engine, order(memory_bytes=crowd))[1] == ["rows_apart"]
+    assert paint(engine, order(memory_bytes=2 * crowd))[1] == []
+
+
+def test_a_network_that_finds_no_room_leaves_none_of_itself_behind(engine: Engine) -> None:
+    warm = warm_of(engine)
+    network, thrift = warm.pipe.vae, warm.thrift
+    thrift.on_device.discard("vae")
+    moved = []
+
+    def to(where: torch.device) -> None:
+        moved.append(str(where))
+        if len(moved) == 1:
+            raise torch.OutOfMemoryError("half of it is there")
+
+    network.to = to
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            thrift._seat("vae")
+    finally:
+        del network.to
+    assert len(moved) == 2
+    assert "vae" not in thrift.on_device

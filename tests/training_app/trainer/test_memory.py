@@ -41,7 +41,12 @@ def device(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A GPU: how much of it is free, is ours, and what a step takes at its peak."""
     numbers = {"free": 8 * GIB, "own": 1 * GIB, "peak": 2 * GIB, "share": 1.0}
     cuda = memory.torch.cuda
-    monkeypatch.setattr(cuda, "reset_peak_memory_stats", lambda device: None)
+    numbers["resets"] = 0
+
+    def reset(device: str) -> None:
+        numbers["resets"] += 1
+
+    monkeypatch.setattr(cuda, "reset_peak_memory_stats", reset)
     monkeypatch.setattr(cuda, "max_memory_allocated", lambda device: numbers["peak"])
     monkeypatch.setattr(cuda, "memory_allocated", lambda device: numbers["own"])
     monkeypatch.setattr(cuda, "mem_get_info", lambda device: (numbers["free"], 80 * GIB))
@@ -72,9 +77,20 @@ def test_the_optimizer_state_to_come_counts(device: dict[str, Any]) -> None:
     assert settle_checkpointing(_Training(), "auto", "cuda:0")
 
 
-def test_auto_is_on_where_trying_runs_out_of_memory(device: dict[str, Any]) -> None:
-    training = _Training(torch.OutOfMemoryError("full"))
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("full"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")]
+)
+def test_auto_is_on_where_trying_runs_out_of_memory(
+    device: dict[str, Any], error: Exception
+) -> None:
+    training = _Training(error)
     assert settle_checkpointing(training, "auto", "cuda:0")
+    assert device["resets"] == 2  # what was only tried is not the run's peak
+
+
+def test_another_fault_of_trying_is_not_hidden(device: dict[str, Any]) -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        settle_checkpointing(_Training(RuntimeError("shapes differ")), "auto", "cuda:0")
 
 
 @pytest.mark.parametrize(
