@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from benchmarks.full_size import NATIVE_SIZE, STARTER_FOLDER, make_full_size  # 
 from benchmarks.plain_training import PlainTraining  # noqa: E402
 from models_app.starter.creatures import draw_creature  # noqa: E402
 from training_app.trainer.cache import cache_latents, cache_prompts  # noqa: E402
+from training_app.trainer.compiling import settle_compiling  # noqa: E402
 from training_app.trainer.config import resolve_config  # noqa: E402
 from training_app.trainer.dataset import Example, make_examples  # noqa: E402
 from training_app.trainer.learner import compute_dtype  # noqa: E402
@@ -74,6 +76,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--steps", type=int, default=6, help="steps of a block")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "full-size")
+    parser.add_argument("--compiled", action="store_true", help="ours compiled as a third side")
     parser.add_argument("--only", choices=("ours", "plain"), help="one side alone, for its memory")
     return parser.parse_args()
 
@@ -133,6 +136,17 @@ def make_ours(request: TrainingRequest, examples: list[Example]) -> Training:
     dtype = compute_dtype(request.config, request.device)
     prompts = cache_prompts([e.prompt for e in examples], request, dtype, reporter)
     return Training(request, examples, latents, prompts)
+
+
+def make_compiled(request: TrainingRequest, examples: list[Example]) -> Training:
+    """Our training, compiled."""
+    config = replace(request.config, torch_compile="on")
+    training = make_ours(replace(request, config=config), examples)
+    started_at = time.monotonic()
+    if not settle_compiling(training, Reporter(Silent())):
+        raise SystemExit("the network cannot be compiled here")
+    print(f"  compiled in {time.monotonic() - started_at:.0f} s")
+    return training
 
 
 def finish(device: str) -> None:
@@ -202,7 +216,8 @@ def compare(arguments: argparse.Namespace, request: TrainingRequest) -> None:
     plain.do_step()
 
     counted = {}
-    for name, step in (("ours", ours.do_step), ("plain", plain.do_step)):
+    steps: dict[str, Callable[[], object]] = {"ours": ours.do_step, "plain": plain.do_step}
+    for name, step in steps.items():
         with Operators() as operators:
             step()
         counted[name] = operators
@@ -210,17 +225,19 @@ def compare(arguments: argparse.Namespace, request: TrainingRequest) -> None:
         ours.do_step()
     floor = flops.get_total_flops() / matrix_rate(device, dtype)
 
-    times: dict[str, list[float]] = {"ours": [], "plain": []}
+    memory = {side: memory_of(side) for side in counted}
+    if arguments.compiled:
+        steps["compiled"] = make_compiled(request, examples).do_step
+    times: dict[str, list[float]] = {side: [] for side in steps}
     for _ in range(arguments.blocks):
-        times["ours"].append(seconds_of(ours.do_step, arguments.steps, device))
-        times["plain"].append(seconds_of(plain.do_step, arguments.steps, device))
-    memory = {side: memory_of(side) for side in times}
+        for side, step in steps.items():
+            times[side].append(seconds_of(step, arguments.steps, device))
 
     where = torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu_name()
     print(f"{arguments.base}, batch {arguments.batch}, {dtype}, {arguments.targets}, on {where}, "
           f"{torch.get_num_threads()} thread(s), torch {torch.__version__}")  # fmt: skip
-    for side, measured in times.items():
-        seconds = statistics.median(measured)
+    for side in counted:
+        seconds = statistics.median(times[side])
         print(
             f"  {side:5}  {1 / seconds:7.2f} steps/s  {arguments.batch / seconds:7.2f} images/s  "
             f"{counted[side].launched:6} operators  {counted[side].waits:3} waits  "
@@ -230,6 +247,9 @@ def compare(arguments: argparse.Namespace, request: TrainingRequest) -> None:
     operators = counted["ours"].launched / counted["plain"].launched
     print(f"  ours/plain: {ratio:.2f}x images/s, {operators:.2f}x operators, "
           f"{memory['ours'] / memory['plain']:.2f}x memory")  # fmt: skip
+    if arguments.compiled:
+        seconds, plain_seconds = (statistics.median(times[x]) for x in ("compiled", "plain"))
+        print(f"  compiled/plain: {plain_seconds / seconds:.2f}x images/s")
     print(f"  warm caches to first step: {to_first_step:.2f} s "
           f"(+ {STARTED_AT_TO_IMPORTED:.1f} s for imports)")  # fmt: skip
 

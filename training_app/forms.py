@@ -121,6 +121,7 @@ GROUPS: tuple[tuple[Words, tuple[str, ...]], ...] = (
             "ema_decay",
             "mixed_precision",
             "gradient_checkpointing",
+            "torch_compile",
             "num_devices",
         ),
     ),

@@ -184,6 +184,11 @@ WORDS: Mapping[str, tuple[Words, Words, Words]] = {
         _("Computes twice what it cannot keep; slower. Automatic: only where it must."),
         "",
     ),
+    "torch_compile": (
+        _("Compile the network"),
+        _("Takes minutes at the start, then every step is faster. Automatic: in long trainings."),
+        "",
+    ),
     "optimizer": (
         _("Optimizer"),
         _("How steps are taken. Prodigy finds the learning rate, Adafactor saves memory."),

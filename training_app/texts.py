@@ -64,6 +64,9 @@ NOTES = {
         "There was too little memory, so it looks at %(train_batch_size)s pictures at a time and "
         "adds up %(gradient_accumulation_steps)s batches for each step. The result is the same."
     ),
+    "not_compiled": gettext_lazy(
+        "The network could not be compiled on this machine, so it is trained the ordinary way."
+    ),
     "pictures_cropped": gettext_lazy(
         "%(count)s pictures do not fit their size; up to %(share)s%% of one is cut off."
     ),

@@ -39,6 +39,7 @@ STATUS_WORDS = {
 PHASE_WORDS = {
     "preparing": gettext_lazy("Preparing"),
     "caching": gettext_lazy("Reading the pictures"),
+    "compiling": gettext_lazy("Compiling the network"),
     "training": gettext_lazy("Training"),
     "sampling": gettext_lazy("Painting samples"),
     "aside": gettext_lazy("Waiting while pictures are made"),

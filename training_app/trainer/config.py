@@ -45,6 +45,8 @@ RESOLUTION_STEP = 8
 VALIDATION_FROM = (15, 30)
 #: Prodigy's learning rate is a factor of the one it finds; all others stay below this.
 MAXIMUM_LEARNING_RATE = 0.1
+#: Settings that trainings saved earlier do not have, with what those do.
+ADDED_LATER: dict[str, Any] = {"torch_compile": "off"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,8 @@ class TrainingConfig:
         ema_decay: Share of the average that each step keeps.
         gradient_checkpointing: Whether activations are computed twice to save memory;
             ``auto`` only where the training would not fit the device otherwise.
+        torch_compile: Whether the denoiser is compiled before the first step, which takes minutes
+            and makes every step faster; ``auto`` where the run is long enough for that.
         train_batch_size: Pictures per micro-batch, all devices together.
         num_devices: Devices that share every micro-batch equally.
         gradient_accumulation_steps: Micro-batches per optimizer step.
@@ -139,6 +143,7 @@ class TrainingConfig:
     use_ema: bool
     ema_decay: float = number(0, 0.99999)
     gradient_checkpointing: str = choice("auto", "on", "off")
+    torch_compile: str = choice("auto", "on", "off")
     train_batch_size: int = number(1, 64)
     num_devices: int = number(1, 16)
     gradient_accumulation_steps: int = number(1, 64)
@@ -208,12 +213,13 @@ class TrainingConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
-        """Makes a configuration from a complete set of values.
+        """Makes a configuration from a complete set of values, as trainings keep it.
 
         Raises:
             ConfigError: If a field is unknown, missing or cannot be used.
         """
         _refuse_unknown(values)
+        values = ADDED_LATER | dict(values)
         for name in FIELDS:
             if name not in values:
                 raise ConfigError(name, "is missing", "wrong_type", wanted=FIELDS[name].type)

@@ -155,6 +155,11 @@ class ImageSampler:
         self._shuffled: dict[tuple[int, int], list[int]] = {}
 
     @property
+    def buckets(self) -> list[Bucket]:
+        """The sizes of what it deals, the largest first."""
+        return sorted(self._decks, key=lambda each: each.width * each.height, reverse=True)
+
+    @property
     def position(self) -> dict[str, int]:
         """Pictures dealt so far, by bucket."""
         return {str(bucket): count for bucket, count in self._dealt.items()}

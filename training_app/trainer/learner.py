@@ -8,7 +8,7 @@ component and name. Training, checkpoints and files know nothing more.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -74,6 +74,7 @@ class Learner:
         """
         config, self._family = request.config, get_architecture(request.architecture)
         self._config, self._is_whole = config, config.tune == "unet"
+        self._is_compiled = False
         encoders = self._family.text_encoders if config.train_text_encoder else ()
         components = (self._family.denoiser, *encoders)
         dtype = torch.float32 if self._is_whole else compute_dtype(config, request.device)
@@ -143,7 +144,8 @@ class Learner:
         try:
             for name, parameter in self.parameters.items():
                 parameter.data = weights[name].data
-            yield
+            with torch.compiler.set_stance("force_eager") if self._is_compiled else nullcontext():
+                yield
         finally:
             for name, parameter in self.parameters.items():
                 parameter.data = own[name]
@@ -161,6 +163,18 @@ class Learner:
         copy_weights(self.parameters, weights)
         if self.average is not None:
             copy_weights(self.average.weights, average or {})
+
+    def compile(self, backend: str | None) -> None:
+        """Lets the denoiser be compiled for every shape that it meets in training, or no longer.
+
+        Args:
+            backend: Who makes the kernels; ``None`` goes the ordinary way again.
+        """
+        self._is_compiled = backend is not None
+        if backend is None:
+            self.denoiser._compiled_call_impl = None
+        else:
+            self.denoiser.compile(dynamic=False, backend=backend)
 
     def save_memory(self) -> None:
         """Computes activations twice instead of keeping them (gradient checkpointing)."""

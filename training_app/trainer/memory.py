@@ -47,8 +47,7 @@ def settle_checkpointing(training: Rehearsing, wish: str, device: str) -> bool:
 
 
 def _fits(training: Rehearsing, device: str) -> bool:
-    with torch.random.fork_rng(devices=[torch.device(device)]):
-        needed = _peak_bytes(training, device)
+    needed = _peak_bytes(training, device)
     return needed is not None and needed <= USABLE_SHARE * _available_bytes(device)
 
 

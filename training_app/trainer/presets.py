@@ -136,6 +136,7 @@ COMMON: dict[str, Any] = {
     "instance_prompt": "",
     "class_prompt": "",
     "gradient_checkpointing": "auto",
+    "torch_compile": "auto",
     "num_devices": 1,
     "gradient_accumulation_steps": 1,
     "seed": 0,

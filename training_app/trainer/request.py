@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from training_app.trainer.config import TrainingConfig, check_method
+from training_app.trainer.config import ADDED_LATER, TrainingConfig, check_method
 
 MAXIMUM_REPEATS = 1000
 
@@ -151,6 +151,10 @@ class TrainingRequest:
         config = self.config.as_dict() | {"max_train_steps": max_train_steps}
         for name in _WITHOUT_INFLUENCE:
             config.pop(name)
+        for name, before in ADDED_LATER.items():
+            # Checkpoints of trainings that were begun without it go on being theirs.
+            if config[name] == before:
+                config.pop(name)
         images = [[image.pixel_sha256, image.caption, image.repeats] for image in self.images]
         base = [self.architecture, self.metadata.get("base_sha256", "")]
         content = [*base, self.method, config, images]

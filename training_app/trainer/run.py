@@ -29,6 +29,7 @@ from training_app.trainer.cache import LatentBank, PromptBank, cache_latents, ca
 from training_app.trainer.checkpoint import find_checkpoint
 from training_app.trainer.checks import report_problems
 from training_app.trainer.class_images import ClassImages
+from training_app.trainer.compiling import settle_compiling
 from training_app.trainer.config import ConfigError
 from training_app.trainer.dataset import Example, make_examples
 from training_app.trainer.export import RenderSettings, export_lora, verify_export
@@ -214,6 +215,7 @@ def _begin(
         else:
             _tell_beginning(training, resume_folder, reporter)
         settle_checkpointing(training, request.config.gradient_checkpointing, request.device)
+        settle_compiling(training, reporter)
         previewer = Previewer(
             request, training.learner, training.prompts, material.sample_prompts, reporter
         )

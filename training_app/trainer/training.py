@@ -265,15 +265,22 @@ class Training:
         )
         return own + self.config.prior_loss_weight * prior
 
-    def rehearse(self) -> None:
-        """Does what needs most memory in a step, and forgets it: nothing changes."""
-        bucket = max(self.latents.mean, key=lambda each: each.width * each.height)
+    def rehearse(self, bucket: Bucket | None = None) -> None:
+        """Does what needs memory in a step, and forgets it: nothing changes.
+
+        Args:
+            bucket: Of whose pictures; by default the one that needs most.
+        """
+        bucket = bucket or self.sampler.buckets[0]
         count = self.own_share * (2 if self.config.has_prior else 1)
         of_bucket = [n for n, each in enumerate(self.buckets) if each == bucket]
         members = [of_bucket[n % len(of_bucket)] for n in range(count)]
+        device = torch.device(self.request.device)
         try:
             draws = self._draw(bucket, count, torch.Generator().manual_seed(0))
-            self._weigh(*self.predict(bucket, members, draws)).backward()  # type: ignore[no-untyped-call]
+            # Dropout draws from the libraries' own state.
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                self._weigh(*self.predict(bucket, members, draws)).backward()  # type: ignore[no-untyped-call]
         finally:
             self.update.forget()
 

@@ -54,7 +54,6 @@ def device(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(
         cuda, "set_per_process_memory_fraction", lambda part, device: numbers.update(share=part)
     )
-    monkeypatch.setattr(memory.torch.random, "fork_rng", lambda devices: torch.no_grad())
     return numbers
 
 

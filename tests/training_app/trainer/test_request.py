@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from training_app.trainer.config import ConfigError
+from training_app.trainer.config import ADDED_LATER, ConfigError, TrainingConfig
 from training_app.trainer.request import TrainingRequest
 
 MakeRequest = Callable[..., dict[str, Any]]
@@ -66,3 +66,16 @@ def test_a_picture_that_cannot_be_shown_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match="picture 0"):
         TrainingRequest.from_dict(make_request(images=[images[0] | changes]))
+
+
+def test_trainings_saved_before_a_setting_existed_stay_what_they_were(
+    make_request: MakeRequest,
+) -> None:
+    now = make_request(ADDED_LATER)
+    before = {**now, "config": {k: v for k, v in now["config"].items() if k not in ADDED_LATER}}
+    old, new = TrainingRequest.from_dict(before), TrainingRequest.from_dict(now)
+    assert old.config == new.config
+    assert old.identity == new.identity
+    assert TrainingConfig.from_dict(before["config"]) == new.config
+    other = TrainingRequest.from_dict(make_request({"torch_compile": "on"}))
+    assert other.identity != new.identity
