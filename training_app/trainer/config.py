@@ -22,6 +22,7 @@ from training_app.trainer.fields import (
     choice,
     number,
     out_of_range,
+    refuse_unknown,
     require_package,
     text,
 )
@@ -218,7 +219,7 @@ class TrainingConfig:
         Raises:
             ConfigError: If a field is unknown, missing or cannot be used.
         """
-        _refuse_unknown(values)
+        refuse_unknown(values, FIELDS)
         values = ADDED_LATER | dict(values)
         for name in FIELDS:
             if name not in values:
@@ -255,12 +256,6 @@ class TrainingConfig:
 FIELDS: dict[str, dataclasses.Field[Any]] = {
     field.name: field for field in dataclasses.fields(TrainingConfig)
 }
-
-
-def _refuse_unknown(values: Mapping[str, Any]) -> None:
-    for name in values:
-        if name not in FIELDS:
-            raise ConfigError(str(name), "is not a setting of a training", "unknown_field")
 
 
 def native_size_of(architecture: str, base_defaults: Mapping[str, Any]) -> int:
@@ -308,7 +303,7 @@ def resolve_config(
     base = base_defaults or {}
     given = {name: value for name, value in asked.items() if value is not None}
     settings = {**(base.get("training") or {}).get(method, {}), **given}
-    _refuse_unknown(settings)
+    refuse_unknown(settings, FIELDS)
     if settings.get("optimizer") == "adamw8bit":
         require_package("optimizer", "bitsandbytes")
 

@@ -9,6 +9,7 @@ import dataclasses
 import importlib.util
 import math
 import unicodedata
+from collections.abc import Container, Iterable
 from typing import Any
 
 
@@ -57,6 +58,17 @@ def out_of_range(name: str, minimum: float, maximum: float) -> ConfigError:
     """The error of a number beyond its bounds."""
     sentence = f"must be between {minimum:g} and {maximum:g}"
     return ConfigError(name, sentence, "out_of_range", minimum=minimum, maximum=maximum)
+
+
+def refuse_unknown(values: Iterable[str], fields: Container[str]) -> None:
+    """Refuses what is no setting.
+
+    Raises:
+        ConfigError: ``unknown_field`` for the first of them.
+    """
+    for name in values:
+        if name not in fields:
+            raise ConfigError(str(name), "is not a setting of a training", "unknown_field")
 
 
 def require_package(field: str, package: str) -> None:
