@@ -186,7 +186,7 @@ WORDS: Mapping[str, tuple[Words, Words, Words]] = {
     ),
     "torch_compile": (
         _("Compile the network"),
-        _("Takes minutes at the start, then every step is faster. Automatic: in long trainings."),
+        _("Takes minutes at the start, then steps are faster. Automatic: in long ones on a GPU."),
         "",
     ),
     "optimizer": (

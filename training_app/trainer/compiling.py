@@ -16,10 +16,10 @@ from models_app.device_memory import is_out_of_memory
 from training_app.trainer.reporting import Reporter, logger
 from training_app.trainer.training import Training
 
-#: ``auto`` compiles from so many steps on for each shape. On a CPU the starter is compiled in
-#: 100 s and then takes 8 to 20 % less time a step (docs/benchmarks.md): at 10 steps a second this
-#: saves five minutes at least. On a GPU it pays much earlier, as far as others have published.
-PAYS_AFTER_STEPS = 50_000
+#: ``auto`` compiles on a GPU from so many steps on for each shape: minutes at the start of hours, of
+#: which others have published a tenth to a half less. On a CPU it gains less (docs/benchmarks.md:
+#: 8 to 20 % of a step for 100 s, at the beginning of every turn), so there it must be asked for.
+PAYS_AFTER_STEPS = 20_000
 #: Who makes the kernels; needs a C++ compiler, on a GPU also Triton.
 BACKEND = "inductor"
 
@@ -39,7 +39,8 @@ def settle_compiling(training: Training, reporter: Reporter) -> bool:
         torch.OutOfMemoryError: Memory ran out.
     """
     config, shapes = training.config, training.sampler.buckets
-    pays = config.max_train_steps >= PAYS_AFTER_STEPS * len(shapes)
+    on_gpu = training.request.device.startswith("cuda")
+    pays = on_gpu and config.max_train_steps >= PAYS_AFTER_STEPS * len(shapes)
     if config.torch_compile == "off" or (config.torch_compile == "auto" and not pays):
         return False
     _prepare_libraries(training)

@@ -82,7 +82,7 @@ class TrainingConfig:
         gradient_checkpointing: Whether activations are computed twice to save memory;
             ``auto`` only where the training would not fit the device otherwise.
         torch_compile: Whether the denoiser is compiled before the first step, which takes minutes
-            and makes every step faster; ``auto`` where the run is long enough for that.
+            and makes every step faster; ``auto`` on a GPU, if the run is long enough.
         train_batch_size: Pictures per micro-batch, all devices together.
         num_devices: Devices that share every micro-batch equally.
         gradient_accumulation_steps: Micro-batches per optimizer step.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,18 +61,20 @@ def test_nothing_is_compiled_inside_steps_and_nothing_falls_apart(
 
 
 @pytest.mark.parametrize(
-    ("wish", "steps", "is_compiled"),
+    ("wish", "steps", "device", "is_compiled"),
     [
-        ("off", 100_000, False),
-        ("auto", PAYS_AFTER_STEPS - 1, False),
-        ("auto", PAYS_AFTER_STEPS, True),
-        ("on", 12, True),
+        ("off", 100_000, "cuda:0", False),
+        ("auto", PAYS_AFTER_STEPS - 1, "cuda:0", False),
+        ("auto", PAYS_AFTER_STEPS, "cuda:0", True),
+        ("auto", 100_000, "cpu", False),
+        ("on", 12, "cpu", True),
     ],
 )
 def test_it_is_compiled_where_it_pays(
-    make_request: MakeRequest, wish: str, steps: int, is_compiled: bool
+    make_request: MakeRequest, wish: str, steps: int, device: str, is_compiled: bool
 ) -> None:
     training = make_training(make_request({"torch_compile": wish, "max_train_steps": steps}))
+    training.request = replace(training.request, device=device)
     rehearsed: list[object] = []
     training.rehearse = rehearsed.append  # type: ignore[assignment, method-assign]
     assert settle(training) is is_compiled
