@@ -16,9 +16,10 @@ from models_app.device_memory import is_out_of_memory
 from training_app.trainer.reporting import Reporter, logger
 from training_app.trainer.training import Training
 
-#: ``auto`` compiles on a GPU from so many steps on for each shape: minutes at the start of hours, of
-#: which others have published a tenth to a half less. On a CPU it gains less (docs/benchmarks.md:
-#: 8 to 20 % of a step for 100 s, at the beginning of every turn), so there it must be asked for.
+#: ``auto`` compiles on a GPU from so many steps on for each shape: minutes at the start of hours,
+#: of which others have published a tenth to a half less. On a CPU it gains less
+#: (docs/benchmarks.md: 8 to 20 % of a step, for 100 s at the beginning of every turn), so there it
+#: must be asked for.
 PAYS_AFTER_STEPS = 20_000
 #: Who makes the kernels; needs a C++ compiler, on a GPU also Triton.
 BACKEND = "inductor"
