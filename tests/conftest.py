@@ -14,8 +14,9 @@ from django.core.cache import cache
 from django.test import Client
 from rest_framework.test import APIClient
 
-from studio_project import events
+from studio_project import child_process, events
 from studio_project.models import User
+from tests.warm import Nursery
 
 # Nothing is random without a seed: the same examples in every run, however slow the machine is.
 hypothesis.settings.register_profile("studio", derandomize=True, database=None, deadline=None)
@@ -31,6 +32,14 @@ def pytest_collection_finish() -> None:
     """Leave out of every later collection what the libraries hold: a trainer collects often."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """A process that forks children with the libraries loaded."""
+    made = Nursery(child_process._child_environment({}, ""))
+    yield made
+    made.close()
 
 
 @pytest.fixture(autouse=True)

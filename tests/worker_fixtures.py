@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 
 from generation_app import actors as generation_actors
 from models_app.models import DiffusionModel
-from studio_project import device_share, supervision
+from studio_project import child_process, device_share, supervision
 from studio_project.models import Worker
+from tests import warm
 from tests.factories import make_base_of, make_worker, tiny_folder
 
 
 @pytest.fixture
+def _warm_children(nursery: warm.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork single trainers and engines; start whatever else is asked for."""
+    cold = child_process.spawn
+
+    def spawn(command: Sequence[str], *, env: Mapping[str, str], **options: Any) -> Any:
+        if command[-1] in warm.MODULES and len(command) == 3:
+            return nursery.start(command[-1], env=env, cwd=options["cwd"])
+        return cold(command, env=env, **options)
+
+    monkeypatch.setattr(child_process, "spawn", spawn)
+
+
+@pytest.fixture
 def worker(
-    transactional_db: None, settings: Any, monkeypatch: pytest.MonkeyPatch
+    transactional_db: None,
+    _warm_children: None,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Worker]:
     """Make this process the worker of a CPU."""
     settings.STUDIO_HEARTBEAT_SECONDS = 0.5

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,31 +14,28 @@ from typing import Any
 
 import pytest
 
-from tests.training_app.trainer.conftest import Recorder
+from tests.training_app.trainer.conftest import ONE_SAMPLE, Recorder
+from tests.warm import Nursery, WarmProcess
 from training_app.trainer.run import run
 
 MakeRequest = Callable[..., dict[str, Any]]
+TRAINER = "training_app.trainer"
 ROOT = Path(__file__).resolve().parents[3]
 
 
 class Child:
     """The trainer as a process, spoken to as a worker speaks to it."""
 
-    def __init__(self, request: dict[str, Any]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "training_app.trainer"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(
+        self, process: subprocess.Popen[bytes] | WarmProcess, request: dict[str, Any]
+    ) -> None:
+        self.process = process
         self.messages: list[dict[str, Any]] = []
         self.tell({"cmd": "run", "request": request})
 
     def tell(self, command: dict[str, Any]) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.write(json.dumps(command).encode() + b"\n")
         self.process.stdin.flush()
 
     def read(self) -> dict[str, Any]:
@@ -52,30 +52,45 @@ class Child:
 
     def close(self) -> tuple[int, str]:
         """Waits for the end and returns the exit status and the log."""
-        _, log = self.process.communicate(timeout=120)
-        return self.process.returncode, log
+        stdin, stdout, stderr = self.process.stdin, self.process.stdout, self.process.stderr
+        assert stdin and stdout and stderr
+        # What a killed child has not read is not told any more.
+        with contextlib.suppress(BrokenPipeError):
+            stdin.close()
+        with stdout, stderr:
+            log = stderr.read().decode()
+        return self.process.wait(120), log
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[[dict[str, Any]], Child]]:
-    """Starts children; those that a failed test leaves behind are killed."""
+def start(nursery: Nursery) -> Iterator[Callable[..., Child]]:
+    """Starts children, from nothing if asked; those that a failed test leaves behind are killed."""
     children: list[Child] = []
 
-    def do(request: dict[str, Any]) -> Child:
-        children.append(Child(request))
+    def do(request: dict[str, Any], *, cold: bool = False) -> Child:
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        children.append(
+            Child(
+                subprocess.Popen([sys.executable, "-m", TRAINER], cwd=ROOT, **pipes)
+                if cold
+                else nursery.start(TRAINER, env=os.environ),
+                request,
+            )
+        )
         return children[-1]
 
     yield do
     for child in children:
         child.process.kill()
-        child.process.communicate()
+        if child.process.stdout and not child.process.stdout.closed:
+            child.close()
 
 
-Start = Callable[[dict[str, Any]], Child]
+Start = Callable[..., Child]
 
 
 def test_a_child_trains_and_keeps_its_line_clean(start: Start, make_request: MakeRequest) -> None:
-    child = start(make_request())
+    child = start(make_request(), cold=True)
     done = child.read_until("done", "error")
     assert done["type"] == "done"
     assert child.messages[0]["type"] == "ready"
@@ -109,23 +124,26 @@ PRIOR = {"class_prompt": "a dog", "num_class_images": 4, "tune": "unet", "learni
 @pytest.mark.parametrize(
     ("ending", "method", "config"),
     [
-        ("kill", "lora", {}),
-        ("terminate", "lora", {}),
-        ("kill", "dreambooth", PRIOR),
-        ("kill", "full", {"use_ema": True, "learning_rate": 1e-4}),
+        (signal.SIGKILL, "lora", {}),
+        (signal.SIGTERM, "lora", {}),
+        (signal.SIGKILL, "dreambooth", PRIOR),
+        (signal.SIGKILL, "full", {"use_ema": True, "learning_rate": 1e-4}),
     ],
+    ids=["kill-lora", "terminate-lora", "kill-dreambooth", "kill-full"],
 )
 def test_a_child_that_dies_is_resumed_to_the_same_weights(
     start: Start,
     make_request: MakeRequest,
     tmp_path: Path,
-    ending: str,
+    ending: signal.Signals,
     method: str,
     config: dict[str, Any],
 ) -> None:
     def request(**changes: Any) -> dict[str, Any]:
         return make_request(
-            config | {"max_train_steps": 40, "checkpoint_every_steps": 20}, method=method, **changes
+            ONE_SAMPLE | config | {"max_train_steps": 30, "checkpoint_every_steps": 10},
+            method=method,
+            **changes,
         )
 
     unbroken = Recorder()
@@ -135,8 +153,8 @@ def test_a_child_that_dies_is_resumed_to_the_same_weights(
     first = start(request())
     first.read_until("checkpoint")
     first.read_until("step")
-    getattr(first.process, ending)()
-    if ending == "terminate":
+    os.kill(first.process.pid, ending)
+    if ending == signal.SIGTERM:
         assert first.read_until("stopped", "done")["how"] == "yield"
     first.close()
 
