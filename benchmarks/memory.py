@@ -120,11 +120,14 @@ def lora_step_bytes(architecture: str, *, batch: int = 1, checkpointing: bool = 
         for parameter in unet.parameters():
             counter.add(parameter)
         with counter:
-            for _ in range(2):  # the optimizer's state comes with the first step
-                prediction = unet(*_inputs(architecture, batch, size), return_dict=False)[0]
-                prediction.float().pow(2).mean().backward()
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            # The optimizer's state is there before all steps but the first.
+            for parameter in learning:
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            prediction = unet(*_inputs(architecture, batch, size), return_dict=False)[0]
+            prediction.float().pow(2).mean().backward()
+            optimizer.step()
     return counter.peak
 
 

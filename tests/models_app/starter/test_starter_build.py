@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from models_app.starter import build, export, training, vae_training
+from models_app.starter import build, export, score, training, unet_training, vae_training
 from models_app.starter.export import export_pipeline, read_facts
 from models_app.starter.training import TrainingRun, cosine_with_warmup
 from models_app.starter.unet_training import min_snr_weights
-from models_app.starter.vae_training import passes_gate, random_view
+from models_app.starter.vae_training import measure_psnr, passes_gate, random_view
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,6 +28,17 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small() -> Iterator[None]:
+    """Batches and measurements of a few pictures: it is how a build goes on that is seen here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vae_training, "BATCH_SIZE", 4)
+        patch.setattr(unet_training, "BATCH_SIZE", 4)
+        patch.setattr(score, "STEPS", 2)
+        patch.setattr(build, "measure_psnr", partial(measure_psnr, count=2))
+        yield
+
+
 def _tiny(work_dir: Path, *more: str) -> list[str]:
     sizes = "--pool-size 8 --world-size 8 --prompts 2 --steps-vae 2 --steps-unet 2 --no-gate"
     output = ["--output", str(work_dir / "weights")]
@@ -34,7 +46,7 @@ def _tiny(work_dir: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory, _one_thread: None) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory, _one_thread: None, _small: None) -> Path:
     """The folder of a whole build."""
     folder = tmp_path_factory.mktemp("built")
     assert build.main(_tiny(folder)) == 0
