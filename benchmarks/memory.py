@@ -115,7 +115,7 @@ def lora_step_bytes(architecture: str, *, batch: int = 1, checkpointing: bool = 
         if checkpointing:
             unet.enable_gradient_checkpointing()
         learning = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(learning)
+        optimizer = torch.optim.AdamW(learning, fused=True)
         counter = MemoryCounter()
         for parameter in unet.parameters():
             counter.add(parameter)
