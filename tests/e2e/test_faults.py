@@ -19,6 +19,8 @@ from tests.e2e.site import Site, poll
 ANSWER_SECONDS = 5
 SLICE_SECONDS = 6
 START_SECONDS = 60
+#: With samples and a checkpoint every sixteen of them; long enough to be found in the middle.
+STEPS = 80
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def dataset(client: DemoClient) -> int:
 @pytest.fixture(scope="module")
 def unbroken(client: DemoClient, dataset: int) -> dict[str, np.ndarray]:
     """The weights of a run that nothing disturbed."""
-    job = work.start_training(client, dataset)
+    job = work.start_training(client, dataset, max_train_steps=STEPS)
     state = work.finished(client, f"/api/training/{job}/progress")
     assert state["status"] == "completed", state
     return work.weights(client, state["output_model"]["id"])
@@ -87,10 +89,10 @@ def test_a_training_survives_bit_for_bit_and_registers_once(
     dataset: int,
     unbroken: dict[str, np.ndarray],
 ) -> None:
-    job = work.start_training(client, dataset)
+    job = work.start_training(client, dataset, max_train_steps=STEPS)
 
     def in_the_middle() -> Any:
-        return 8 <= work.training(client, job)["step"] < 36
+        return 16 < work.training(client, job)["step"] < STEPS - 16
 
     poll(in_the_middle, seconds=120, what="a training in the middle")
     fault(own_site)
@@ -109,7 +111,7 @@ def test_what_changes_meanwhile_changes_nothing(
     client: DemoClient, unbroken: dict[str, np.ndarray]
 ) -> None:
     own = work.dataset(client)
-    job = work.start_training(client, own)
+    job = work.start_training(client, own, max_train_steps=STEPS)
     images = client.call("GET", f"/api/datasets/{own}/images/")["results"]
     first, second = images[0]["id"], images[1]["id"]
     client.call("PATCH", f"/api/datasets/{own}/images/{first}", {"caption": "something else"})
@@ -154,10 +156,8 @@ def test_a_long_training_is_divided_for_a_short_one_and_does_not_change(
     short = work.start_training(
         other,
         pictures,
-        max_train_steps=50,
+        max_train_steps=12,
         train_batch_size=1,
-        sample_prompts=["a zorp"],
-        control_prompt="",
     )
     poll(
         lambda: work.training(other, short)["status"] == "running",
@@ -182,7 +182,7 @@ def test_a_long_training_is_divided_for_a_short_one_and_does_not_change(
 def test_pictures_start_soon_and_leave_no_trace_in_a_training_they_do_not_fit_beside(
     client: DemoClient, dataset: int, unbroken: dict[str, np.ndarray]
 ) -> None:
-    job = work.start_training(client, dataset)
+    job = work.start_training(client, dataset, max_train_steps=STEPS)
     poll(lambda: work.training(client, job)["step"], seconds=60, what="the first step")
     ask = {"model": work.starter(client), "prompt": "a red circle", "num_inference_steps": 4}
     asked = [
@@ -190,7 +190,7 @@ def test_pictures_start_soon_and_leave_no_trace_in_a_training_they_do_not_fit_be
         for seed in range(20)
     ]
     poll(lambda: work.training(client, job)["phase"] == "aside", seconds=60, what="it stands aside")
-    assert work.training(client, job)["step"] < work.QUICK["max_train_steps"]
+    assert work.training(client, job)["step"] < STEPS
     for picture in asked:
         done = work.finished(client, f"/api/generate/{picture}")
         assert done["status"] == "completed", done

@@ -13,7 +13,16 @@ from studio_project.management.demo_client import FINAL, DemoClient
 from tests.e2e.site import poll
 
 COLOURS = ("red", "blue", "white", "yellow", "purple")
-QUICK = {"trigger_word": "zorp", "max_train_steps": 40, "train_batch_size": 2, "seed": 3}
+#: Samples are made five times, as ever, but small ones: by default they are most of such a run.
+QUICK = {
+    "trigger_word": "zorp",
+    "max_train_steps": 40,
+    "train_batch_size": 2,
+    "seed": 3,
+    "sample_prompts": ["a zorp"],
+    "control_prompt": "",
+    "sample_inference_steps": 2,
+}
 
 
 def pictures(number: int, *, kind: str = "A", seed: int = 1) -> dict[str, bytes]:
