@@ -128,7 +128,12 @@ def test_a_dropped_picture_is_painted_over_and_a_part_of_it_anew(
     generate: Page, picture: Path
 ) -> None:
     page = generate
+    page.locator("[data-mode=image-to-image]").click()
+    page.click("#generate")
+    expect(page.get_by_text("Choose the picture to start from.")).to_be_visible()
+    page.locator("[data-mode=text-to-image]").click()
     _drop(page, picture)
+    expect(page.get_by_text("Choose the picture to start from.")).to_have_count(0)
     expect(page.locator("[data-mode=image-to-image]")).to_have_attribute("aria-pressed", "true")
     _slide(page, "[name=strength]", "0.5")
     expect(page.locator("output[data-of=strength]")).to_have_text("0.50")
@@ -140,6 +145,9 @@ def test_a_dropped_picture_is_painted_over_and_a_part_of_it_anew(
     page.locator("[data-mode=inpaint]").click()
     # It needs no mask, and depends on which tests ran.
     expect(page.locator("#expected")).to_have_text(re.compile(r"about \d|not known yet"))
+    page.click("#generate")
+    unpainted = page.get_by_text("Paint over the part that shall be painted anew.")
+    expect(unpainted).to_be_visible()
     _slide(page, "#brush", "30")
     box = page.locator("#mask").bounding_box()
     assert box is not None
@@ -153,6 +161,7 @@ def test_a_dropped_picture_is_painted_over_and_a_part_of_it_anew(
         ".getImageData(0, 0, 64, 64).data.filter((v, i) => i % 4 === 3 && v > 0).length"
     )
     both = page.evaluate(painted)
+    expect(unpainted).to_have_count(0)
     page.click("#mask-undo")
     assert 0 < page.evaluate(painted) < both
     page.click("#source-larger")
@@ -171,6 +180,7 @@ def test_a_dropped_picture_is_painted_over_and_a_part_of_it_anew(
 
 def test_a_picture_becomes_a_clip_that_plays(mover: None, generate: Page, picture: Path) -> None:
     page = generate
+    starter = page.locator("input[type=hidden][name=model]").first.input_value()
     page.locator("[data-mode=image-to-video]").click()
     expect(page.locator("#video-model-input")).not_to_have_value("")
     page.set_input_files("#source-file", str(picture))
@@ -191,6 +201,10 @@ def test_a_picture_becomes_a_clip_that_plays(mover: None, generate: Page, pictur
     page.goto("/images")
     page.locator(".tile").first.click()
     expect(page.locator("dialog video")).to_be_visible()
+
+    # The model that the address names paints no clips.
+    page.goto(f"/text-to-image?mode=image-to-video&model={starter}")
+    expect(page.locator("#video-model-input")).to_have_value(re.compile("tiny-mover|svd"))
 
 
 @pytest.mark.usefixtures("loras")
@@ -236,9 +250,28 @@ def test_two_loras_a_hires_pass_and_a_pasted_text(generate: Page) -> None:
     expect(page.locator("#prompt")).to_have_value("a large red circle on a blue background")
     expect(page.locator("[name=seed]")).to_have_value("5")
 
+    # A LoRA that is the model itself has a weight too.
+    page.click("#reset")
+    expect(page.locator("#model-weight")).to_be_hidden()
+    page.click("#model-input")
+    page.fill("#model-input", "mode-ink")
+    page.get_by_role("option", name=re.compile("mode-ink")).click()
+    _slide(page, "#model-weight", "0.4")
+    _paint(page, 2)
+    expect(facts).to_contain_text("mode-ink × 0.4")
+    page.click("#reset")
+    expect(page.locator("#model-weight")).to_have_value("1")
+    page.click("#reuse")
+    expect(page.locator("#model-weight")).to_have_value("0.4")
+    expect(page.locator("#loras > li")).to_have_count(0)
+
 
 def test_a_picture_is_made_again_and_compared_and_a_job_is_cancelled(generate: Page) -> None:
     page = generate
+    page.locator("[data-mode=image-to-video]").click()
+    page.click("#generate")
+    expect(page.get_by_text("Choose a model.")).to_be_visible()
+    page.locator("[data-mode=text-to-image]").click()
     _paint(page, 1)
     page.click("#make-again")
     expect(page.locator("#sitting > li")).to_have_count(2)

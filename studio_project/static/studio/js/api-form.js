@@ -29,10 +29,33 @@ export function valuesOf(form) {
 
 export function clearProblems(form) {
   for (const message of form.querySelectorAll(".problem")) message.remove();
-  for (const field of form.querySelectorAll("[aria-invalid]")) {
-    field.removeAttribute("aria-invalid");
-    field.removeAttribute("aria-describedby");
-  }
+  for (const field of form.querySelectorAll("[aria-invalid]")) clearProblem(field);
+}
+
+/** Take back what was said of one field; what else describes it stays. */
+function clearProblem(field) {
+  field.removeAttribute("aria-invalid");
+  const words = (field.getAttribute("aria-describedby") ?? "").split(" ").filter(Boolean);
+  for (const id of words.filter(isProblem)) document.getElementById(id)?.remove();
+  const left = words.filter((id) => !isProblem(id));
+  if (left.length) field.setAttribute("aria-describedby", left.join(" "));
+  else field.removeAttribute("aria-describedby");
+}
+
+function isProblem(id) {
+  return id.startsWith("problem-");
+}
+
+function placeOf(field) {
+  return field.closest(".field") ?? field.parentElement;
+}
+
+/** The field of a name that people see now; a picker's value stands in a hidden one beside its box. */
+function fieldOf(form, name) {
+  const last = CSS.escape(name.split(".").pop());
+  const all = form.querySelectorAll(`[name="${CSS.escape(name)}"], [name="${last}"], [data-field="${last}"]`);
+  const field = [...all].find((one) => !one.closest("[hidden]"));
+  return field?.closest("model-picker")?.querySelector("[role=combobox]") ?? field;
 }
 
 /** Show each message at its field; what belongs to no field goes above the buttons. */
@@ -41,7 +64,7 @@ export function showProblems(form, problem) {
   let first = null;
   for (const [name, messages] of Object.entries(problem.errors ?? {})) {
     const last = name.split(".").pop();
-    const field = form.querySelector(`[name="${CSS.escape(name)}"], [name="${CSS.escape(last)}"], [data-field="${CSS.escape(last)}"]`);
+    const field = fieldOf(form, name);
     const text = messages.map((message) => message.message).join(" ");
     if (!field) {
       left.push(`${last}: ${text}`);
@@ -49,8 +72,8 @@ export function showProblems(form, problem) {
     }
     const id = `problem-${last}`;
     field.setAttribute("aria-invalid", "true");
-    field.setAttribute("aria-describedby", id);
-    (field.closest(".field") ?? field.parentElement).append(h("span", { class: "problem", id }, text));
+    field.setAttribute("aria-describedby", [field.getAttribute("aria-describedby"), id].filter(Boolean).join(" "));
+    placeOf(field).append(h("span", { class: "problem", id }, text));
     field.closest("details")?.setAttribute("open", "");
     first ??= field;
   }
@@ -99,6 +122,15 @@ function after(form, result) {
   if (form.dataset.done) toast(form.dataset.done, { kind: "good" });
 }
 
+/** A problem is no longer true once somebody changes what it was about. */
+function edited(event) {
+  for (const field of document.querySelectorAll("form [aria-describedby*=problem-]")) {
+    if (placeOf(field).contains(event.target)) clearProblem(field);
+  }
+}
+
 export function wireForms() {
   document.addEventListener("submit", submitted);
+  document.addEventListener("input", edited);
+  document.addEventListener("change", edited);
 }

@@ -17,6 +17,11 @@ export class Problem extends Error {
   }
 }
 
+/** A problem that the page sees by itself, before it asks. */
+export function required(field, message) {
+  return new Problem({ code: "required", detail: message, errors: { [field]: [{ message }] } }, 0);
+}
+
 export function csrfToken() {
   return document.querySelector('meta[name="csrf-token"]')?.content ?? "";
 }

@@ -1,8 +1,10 @@
 /** The form of the generate page: modes, model defaults, summaries of folded groups, LoRAs, reuse. */
 
+import { required } from "./api.js";
+import { clearProblems } from "./api-form.js";
 import { h, icon } from "./dom.js";
 import { number } from "./format.js";
-import { LoraRows } from "./lora-rows.js";
+import { LoraRows, setRange } from "./lora-rows.js";
 import "./model-picker.js";
 import { PictureSource } from "./picture-source.js";
 
@@ -24,10 +26,14 @@ export class GenerateForm {
       onSettings: (recalled) => this.fill(recalled),
     });
     this.hires = element.querySelector("#hires");
+    this.weight = element.querySelector("#model-weight");
     this.recall();
     element.addEventListener("input", (event) => this.changed(event.target.name));
     element.addEventListener("change", (event) => {
-      if (event.target === this.picker) this.modelChanged();
+      if (event.target === this.picker) {
+        this.setWeight(1);
+        this.modelChanged();
+      }
       else this.changed(event.target.name);
     });
     element.addEventListener("reset", (event) => {
@@ -106,6 +112,7 @@ export class GenerateForm {
   // --- values ---------------------------------------------------------------------------------
   changed(name) {
     if (name) this.touched.add(name);
+    if (name === "prompt") this.offerTriggerWords();
     this.summarise();
     this.keep();
   }
@@ -129,13 +136,21 @@ export class GenerateForm {
         if (this.fields[name] && !this.touched.has(name)) this.fields[name].value = String(value);
       }
     }
+    this.weight.closest(".field").hidden = !this.model?.is_adapter;
     this.offerTriggerWords();
     this.summarise();
     this.keep();
   }
 
+  /** How strongly the chosen model acts when it is a LoRA itself. */
+  setWeight(value) {
+    setRange(this.weight, value);
+  }
+
   reset() {
+    clearProblems(this.element);
     this.touched.clear();
+    this.setWeight(1);
     this.fields.negative_prompt.value = "";
     this.fields.seed.value = "";
     this.hires.checked = false;
@@ -150,7 +165,7 @@ export class GenerateForm {
     place.hidden = !words.length;
     place.replaceChildren(
       ...words.map((word) =>
-        h("button", { type: "button", class: "chip", on: { click: () => this.insert(word) } }, icon("plus"), word),
+        h("button", { type: "button", class: "chip", on: { click: () => this.insert(word) } }, icon(this.fields.prompt.value.includes(word) ? "check" : "plus"), word),
       ),
     );
   }
@@ -195,13 +210,15 @@ export class GenerateForm {
    * @throws {Problem}
    */
   async body({ masked = this.mode === "inpaint" } = {}) {
-    const body = { model: Number(this.picker.value) || "" };
+    if (!this.picker.value) throw required("model", gettext("Choose a model."));
+    const body = { model: Number(this.picker.value) };
     for (const field of this.fields) {
       if (!field.name || field.name === "model" || this.isAway(field)) continue;
       if (!("number" in field.dataset)) body[field.name] = field.value;
       else if (field.value.trim() !== "") body[field.name] = Number(field.value);
     }
     const loras = this.loras.chosen();
+    if (this.model?.is_adapter && this.weight.valueAsNumber !== 1) loras.unshift({ model: this.model.id, weight: this.weight.valueAsNumber });
     if (loras.length && this.mode !== "image-to-video") body.loras = loras;
     if (FROM_PICTURE.has(this.mode)) Object.assign(body, await this.source.references(masked));
     return body;
@@ -221,7 +238,9 @@ export class GenerateForm {
     this.hires.checked = (given.hires_scale ?? 1) > 1;
     if (!this.hires.checked) this.touched.delete("hires_scale");
     if (seed) this.set("seed", job.seed ?? given.seed);
-    this.loras.fill((given.loras ?? []).filter((lora) => lora.id && lora.id !== model));
+    const loras = given.loras ?? [];
+    this.setWeight(loras.find((lora) => lora.id === model)?.weight ?? 1);
+    this.loras.fill(loras.filter((lora) => lora.id && lora.id !== model));
     if (job.image) {
       this.source.show({ reference: { upload_id: job.image.id }, ...job.image });
       if (job.mask_image) await this.source.mask.load(job.mask_image.url, job.mask_image.id);

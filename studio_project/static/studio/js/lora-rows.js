@@ -6,6 +6,13 @@ import { number } from "./format.js";
 const LEAST = -1;
 const MOST = 2;
 
+/** Put a weight on its slider; one that came from elsewhere may lie outside of what people usually want. */
+export function setRange(range, value) {
+  range.min = String(Math.min(LEAST, value));
+  range.max = String(Math.max(MOST, value));
+  range.value = String(value);
+}
+
 export class LoraRows {
   constructor(list, add, onChanged) {
     this.list = list;
@@ -20,9 +27,8 @@ export class LoraRows {
   /** @param {{id: number, weight: number}|null} lora */
   add(lora = null) {
     const value = lora?.weight ?? 1;
-    // A weight that came from elsewhere may lie outside of what people usually want.
-    const weight = h("input", { type: "range", min: String(Math.min(LEAST, value)), max: String(Math.max(MOST, value)), step: "0.05", "aria-label": gettext("Weight") });
-    weight.value = String(value);
+    const weight = h("input", { type: "range", step: "0.05", "aria-label": gettext("Weight") });
+    setRange(weight, value);
     const output = h("output", {}, number(value, 2));
     weight.addEventListener("input", () => (output.textContent = number(Number(weight.value), 2)));
     const picker = h("model-picker", { adapters: "", label: gettext("LoRA"), name: "", "no-default": !lora, value: lora ? String(lora.id) : null });

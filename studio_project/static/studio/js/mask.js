@@ -87,6 +87,7 @@ export class Mask {
     this.stroke = { points: [this.at(event)], size };
     this.strokes.push(this.stroke);
     this.changed();
+    this.canvas.dispatchEvent(new Event("input", { bubbles: true }));
   }
 
   move(event) {

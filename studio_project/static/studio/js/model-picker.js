@@ -57,9 +57,9 @@ class ModelPicker extends HTMLElement {
       } catch {
         return false;
       }
-      this.models.set(model.id, model);
     }
-    if (this.whyNot(model)) return false;
+    if (!this.isWanted(model) || this.whyNot(model)) return false;
+    this.models.set(model.id, model);
     this.select(model, { quietly });
     return true;
   }

@@ -4,7 +4,7 @@
  * A picture is sent as soon as it is dropped or chosen; what is painted is sent when it is needed.
  */
 
-import { api, Problem } from "./api.js";
+import { api, required } from "./api.js";
 import { Mask } from "./mask.js";
 import { toastProblem } from "./toast.js";
 
@@ -61,6 +61,7 @@ export class PictureSource {
     this.parts.drop.hidden = true;
     this.parts.shown.hidden = false;
     this.parts.settings.hidden = true;
+    this.root.dispatchEvent(new Event("input", { bubbles: true }));
     this.onChanged();
   }
 
@@ -92,16 +93,13 @@ export class PictureSource {
   /**
    * What a request names.
    * @param {boolean} masked whether it needs a mask
-   * @throws {Problem} nothing was painted
+   * @throws {Problem} no picture is chosen, or nothing was painted
    */
   async references(masked) {
-    if (!this.picture) return {};
+    if (!this.picture) throw required("image", gettext("Choose the picture to start from."));
     const found = { image: this.picture.reference };
     if (!masked) return found;
-    if (this.mask.isEmpty) {
-      const message = gettext("Paint over the part that shall be painted anew.");
-      throw new Problem({ code: "mask_empty", detail: message, errors: { mask_image: [{ message }] } }, 0);
-    }
+    if (this.mask.isEmpty) throw required("mask_image", gettext("Paint over the part that shall be painted anew."));
     if (!this.mask.sent) this.mask.sent = (await send(await this.mask.file())).id;
     return { ...found, mask_image: { upload_id: this.mask.sent } };
   }

@@ -47,7 +47,7 @@ async function showExpected() {
   } catch {
     told = null;
   }
-  if (asked === expecting) place.textContent = told ? expectedWords(told) : "";
+  if (asked === expecting) place.title = place.textContent = told ? expectedWords(told) : "";
 }
 
 function expectedWords(told) {
