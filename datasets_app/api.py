@@ -28,12 +28,15 @@ from datasets_app.serializers import (
     DatasetImageChangesSerializer,
     DatasetImageSerializer,
     DatasetSerializer,
+    ImagesChangedSerializer,
+    ImagesRepeatedSerializer,
     NewDatasetSerializer,
     UploadResultSerializer,
     UploadSerializer,
 )
 from studio_project import storage
 from studio_project.api import Problem, get_visible, idempotent, signed_in
+from studio_project.json_parser import StrictJSONParser
 
 FILE = OpenApiResponse(OpenApiTypes.BINARY)
 DATASET_ID = OpenApiParameter("id", OpenApiTypes.INT, OpenApiParameter.PATH)
@@ -110,6 +113,12 @@ class DatasetImages(generics.ListAPIView):
         dataset = get_visible(Dataset.objects.all(), signed_in(self.request), self.kwargs["pk"])
         return DatasetImage.objects.live().filter(dataset=dataset)
 
+    def get_parsers(self) -> list[parsers.BaseParser]:
+        """Take files as a form, and what is to be written as JSON."""
+        if getattr(self.request, "method", "") == "PATCH":
+            return [StrictJSONParser()]
+        return super().get_parsers()
+
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """Say in our words when the body, which the CSRF check reads first, holds too much."""
         try:
@@ -132,6 +141,23 @@ class DatasetImages(generics.ListAPIView):
         result = services.add_files(signed_in(request), dataset, request.FILES.getlist("files"))
         code = status.HTTP_422_UNPROCESSABLE_ENTITY if result.is_empty else status.HTTP_201_CREATED
         return Response(UploadResultSerializer(result).data, status=code)
+
+    @extend_schema(
+        operation_id="datasets_images_bulk_partial_update",
+        summary="Write the repeats of several pictures",
+        request={"application/json": ImagesRepeatedSerializer},
+        responses=ImagesChangedSerializer,
+    )
+    def patch(self, request: Request, pk: str) -> Response:
+        """Set the repeats of pictures; those that were deleted meanwhile are passed over."""
+        dataset = get_visible(Dataset.objects.all(), signed_in(request), pk)
+        given = ImagesRepeatedSerializer(data=request.data)
+        given.is_valid(raise_exception=True)
+        wanted = given.validated_data
+        changed = services.repeat_images(
+            signed_in(request), dataset, wanted["images"], wanted["repeats"]
+        )
+        return Response({"changed": changed})
 
 
 @extend_schema(parameters=[DATASET_ID, IMAGE_ID])

@@ -88,6 +88,7 @@ class Intake:
         self.dataset = dataset
         self.result = UploadResult()
         self._book = CaptionBook()
+        self._orphans: list[Caption] = []
         self._is_disk_full = False
         self._loose: list[tuple[str, BinaryIO]] = []
         self._packed: list[_Packed] = []
@@ -203,7 +204,16 @@ class Intake:
     def _take_picture(self, world: int, folder: str, name: str, stream: BinaryIO) -> None:
         self._require_disk()
         caption = self._book.find(world, folder, name)
-        image = self._store(clean_name(name), stream, _written(caption) if caption else {})
+        shown = clean_name(name)
+        try:
+            image = self._store(shown, stream, _written(caption) if caption else {})
+        except (Refused, Problem) as refused:
+            # Its caption is no other picture's, whatever that is called. A picture that is here
+            # already under its own name gets the caption anew.
+            params = refused.params if isinstance(refused, Refused) else {}
+            if caption and str(params.get("other", "")).casefold() != shown.casefold():
+                self._orphans.append(caption)
+            raise
         self.result.created.append(image)
         if caption:
             self._book.mark_used(caption)
@@ -274,7 +284,12 @@ class Intake:
 
     # --- captions of pictures that were there already ---------------------------------------------
     def _caption_existing(self) -> None:
-        left_over = list(self._book.unused())
+        left_over = []
+        for caption in self._book.unused():
+            if caption in self._orphans:
+                self._reject(caption.source, Refused("caption_unmatched"))
+            else:
+                left_over.append(caption)
         if not left_over:
             return
         by_name, by_stem = self._existing_names()

@@ -116,6 +116,21 @@ class DatasetImageChangesSerializer(StrictSerializer):
     )
 
 
+class ImagesRepeatedSerializer(StrictSerializer):
+    """Pictures of a dataset that get the same repeats."""
+
+    images = serializers.ListField(
+        child=serializers.IntegerField(min_value=1), min_length=1, max_length=10_000
+    )
+    repeats = serializers.IntegerField(min_value=1, max_value=DatasetImage.MAX_REPEATS)
+
+
+class ImagesChangedSerializer(serializers.Serializer):
+    """What came of a change to several pictures."""
+
+    changed = serializers.IntegerField(help_text="How many of them there were.")
+
+
 class UploadSerializer(StrictSerializer):
     """Files for a dataset."""
 

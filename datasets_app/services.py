@@ -7,7 +7,8 @@ tells everyone concerned on commit. How files are read is in ``intake``; how the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from django.conf import settings
 from django.core.files.uploadedfile import UploadedFile
@@ -39,6 +40,7 @@ __all__ = [
     "edit_image",
     "register_image_guard",
     "rename_dataset",
+    "repeat_images",
     "request_too_large",
     "share_dataset",
 ]
@@ -166,15 +168,10 @@ def edit_image(
             or 404 for those who may not.
     """
     fields: dict[str, object] = {}
-    try:
-        if caption is not None:
-            fields["caption"] = clean_caption(caption)
-        if repeats is not None:
-            fields["repeats"] = clean_repeats(repeats)
-    except Refused as refused:
-        message = sentence(refused.code, refused.params)
-        field = refused.code.partition("_")[0]
-        raise Problem(refused.code, message, fields={field: [message]}) from refused
+    if caption is not None:
+        fields["caption"] = _cleaned(clean_caption, caption)
+    if repeats is not None:
+        fields["repeats"] = _cleaned(clean_repeats, repeats)
     if not fields:
         _require_editable(user, image.dataset)
         return image
@@ -187,6 +184,25 @@ def edit_image(
         _write(dataset)
     image.refresh_from_db(fields=("caption", "repeats", "version"))
     return image
+
+
+def repeat_images(user: User, dataset: Dataset, image_ids: Collection[int], repeats: int) -> int:
+    """Write the repeats of several pictures at once; trainings that run keep what they have.
+
+    Returns:
+        How many pictures there were; one that was deleted meanwhile is passed over.
+
+    Raises:
+        Problem: `repeats_invalid`, naming the field; 403 or 404 for those who may not.
+    """
+    value = _cleaned(clean_repeats, repeats)
+    with transaction.atomic():
+        _lock(user, dataset)
+        rows = DatasetImage.objects.live().filter(dataset=dataset, pk__in=image_ids)
+        changed = rows.update(version=F("version") + 1, repeats=value)
+        if changed:
+            _write(dataset)
+    return changed
 
 
 def delete_image(user: User, image: DatasetImage) -> None:
@@ -254,6 +270,16 @@ def _give_back(dataset: Dataset, size_bytes: int) -> None:
     User.objects.filter(pk=dataset.owner_id).update(
         stored_bytes=Greatest(F("stored_bytes") - size_bytes, 0)
     )
+
+
+def _cleaned(clean: Callable[[Any], object], value: object) -> object:
+    """Return what a picture's field shall hold, or the problem that names the field."""
+    try:
+        return clean(value)
+    except Refused as refused:
+        message = sentence(refused.code, refused.params)
+        field = refused.code.partition("_")[0]
+        raise Problem(refused.code, message, fields={field: [message]}) from refused
 
 
 def _check_name(name: str) -> str:

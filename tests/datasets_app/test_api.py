@@ -265,6 +265,38 @@ def test_captions_and_repeats_are_checked(
     assert fox.caption == "a fox"
 
 
+def test_several_pictures_get_the_same_repeats_at_once(
+    api: Api, alice: User, bob: User, foxes: Dataset, owls: Dataset
+) -> None:
+    files = {f"{index}.png": png(index) for index in range(3)}
+    first, second, third = (
+        image["id"] for image in post_files(api(alice), foxes, files).json()["created"]
+    )
+    (strange,) = (
+        image["id"] for image in post_files(api(bob), owls, {"o.png": png(9)}).json()["created"]
+    )
+    path = f"/api/datasets/{foxes.pk}/images/"
+    version = api(alice).get(f"/api/datasets/{foxes.pk}").json()["version"]
+    answer = api(alice).patch(path, {"images": [first, third, strange, 10**9], "repeats": 4})
+    assert (answer.status_code, answer.json()) == (200, {"changed": 2})
+    repeats = dict(DatasetImage.objects.values_list("pk", "repeats"))
+    assert repeats == {first: 4, second: 1, third: 4, strange: 1}
+    assert api(alice).get(f"/api/datasets/{foxes.pk}").json()["version"] == version + 1
+
+    for body, field in (
+        ({"images": [first], "repeats": 101}, "repeats"),
+        ({"images": [], "repeats": 2}, "images"),
+        ({"images": [first]}, "repeats"),
+        ({"images": [first], "repeats": 2, "caption": "a"}, "caption"),
+    ):
+        refused = api(alice).patch(path, body)
+        assert (refused.status_code, list(refused.json()["errors"])) == (400, [field])
+    assert api(bob).patch(path, {"images": [first], "repeats": 2}).status_code == 404
+    services.share_dataset(alice, foxes, "shared")
+    assert api(bob).patch(path, {"images": [first], "repeats": 2}).status_code == 403
+    assert api(alice).post(path, {"images": [first], "repeats": 2}).status_code == 415
+
+
 def test_a_nul_in_a_body_is_a_problem_and_no_crash(api: Api, alice: User) -> None:
     answer = api(alice).post(
         "/api/datasets/", b'{"name": "a\\u0000b"}', content_type="application/json"
@@ -459,7 +491,7 @@ def test_the_openapi_document_knows_every_route_without_a_warning(
         for path in schema["paths"].values()
         for operation in path.values()
     }
-    assert len(operations) == 12
+    assert len(operations) == 13
     numbers = {
         (parameter["name"], parameter["schema"]["type"])
         for operation in operations.values()

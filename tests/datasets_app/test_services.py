@@ -474,6 +474,21 @@ def test_a_caption_that_is_too_long_is_refused_and_its_picture_taken(
     assert captions(foxes) == {"fox.png": ""}
 
 
+def test_the_caption_of_a_refused_picture_goes_to_no_other_of_its_name(
+    alice: User, foxes: Dataset
+) -> None:
+    add(alice, foxes, {"1.png": png(1), "1.txt": b"day", "2.png": png(2), "2.txt": b"noon"})
+    # As from another folder: no picture, one that is here under another name, one that is here.
+    again = {"1.png": b"no picture", "1.txt": b"night"}
+    result = add(alice, foxes, again)
+    assert codes(result) == {"1.png": "not_a_picture", "1.txt": "caption_unmatched"}
+    result = add(alice, foxes, {"2.png": png(1), "2.txt": b"dusk"})
+    assert codes(result) == {"2.png": "duplicate_picture", "2.txt": "caption_unmatched"}
+    result = add(alice, foxes, {"2.png": png(2), "2.txt": b"dawn"})
+    assert codes(result) == {"2.png": "duplicate_picture"}
+    assert captions(foxes) == {"1.png": "day", "2.png": "dawn"}
+
+
 def test_captions_can_be_written(alice: User, foxes: Dataset, sent: Sent) -> None:
     (image,) = add(alice, foxes, {"fox.png": png(1)}).created
     version = foxes.version

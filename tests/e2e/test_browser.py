@@ -131,6 +131,59 @@ def test_with_250_models_the_last_one_is_found_by_typing(page: Page, site: Site)
         )
 
 
+def _folders(root: Path) -> Path:
+    """Two folders that number their pictures alike; one picture of the second is none."""
+    pictures = work.pictures(4)
+    for folder, numbers in (("day", (0, 1)), ("night", (2, 3))):
+        (root / folder).mkdir(parents=True)
+        for index, number in enumerate(numbers):
+            (root / folder / f"{index}.png").write_bytes(pictures[f"{number:03}.png"])
+            (root / folder / f"{index}.txt").write_text(f"{folder} {index}")
+    (root / "night" / "0.png").write_bytes(b"no picture")
+    return root
+
+
+def test_a_dataset_takes_folders_and_many_of_its_pictures_are_changed_at_once(
+    page: Page, tmp_path: Path
+) -> None:
+    _sign_up(page, "fanny")
+    page.goto("/datasets?new=1")
+    page.fill("#dataset-name", "Two folders")
+    page.get_by_role("button", name="Create and add pictures").click()
+    expect(page).to_have_url(re.compile(r"/datasets/\d+"))
+    page.set_input_files("#folder", _folders(tmp_path / "zorps"))
+    pictures = page.locator("#pictures > li")
+    expect(pictures).to_have_count(3)
+    captions = page.locator("#pictures textarea")
+    assert {area.input_value() for area in captions.all()} == {"day 0", "day 1", "night 1"}
+    # Only the one that is no picture is refused, and its caption, which belongs to nothing.
+    refused = page.locator("#uploads li:has(.problem) .clip")
+    expect(refused).to_have_count(2)
+    assert set(refused.all_inner_texts()) == {"zorps/night/0.png", "zorps/night/0.txt"}
+
+    bar = page.locator("#selection")
+    expect(bar).to_be_hidden()
+    pictures.first.locator(".pick").check()
+    expect(bar).to_contain_text("1 picture selected")
+    pictures.last.locator(".pick").click(modifiers=["Shift"])
+    expect(bar).to_contain_text("3 pictures selected")
+    pictures.last.locator(".pick").uncheck()
+    bar.get_by_label("Repeats").fill("7")
+    bar.get_by_role("button", name="Set").click()
+    expect(page.get_by_text("Repeats set for 2 pictures")).to_be_visible()
+    page.reload()
+    repeats = page.locator("[data-repeats]")
+    assert [field.input_value() for field in repeats.all()] == ["7", "7", "1"]
+
+    pictures.first.locator(".pick").check()
+    bar.get_by_role("button", name="Select all shown").click()
+    pictures.first.locator(".pick").uncheck()
+    bar.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(pictures).to_have_count(1)
+    expect(page.locator("#counts")).to_contain_text("1 picture")
+
+
 PAGES = (
     "/",
     "/datasets",

@@ -4,7 +4,8 @@ import { api } from "./api.js";
 import { wireCaptions } from "./caption-editor.js";
 import { confirmAction } from "./dialog.js";
 import { on, watch } from "./live.js";
-import { toastProblem } from "./toast.js";
+import { Selection } from "./selection.js";
+import { toast, toastProblem } from "./toast.js";
 import { filesOfDrop, Uploads } from "./upload.js";
 
 const page = document.getElementById("dataset");
@@ -104,8 +105,38 @@ async function removePicture(button) {
   }
 }
 
+/** Give all selected pictures the same repeats. */
+function wireRepeats(selection) {
+  const form = document.getElementById("repeat-selected");
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const repeats = form.elements.repeats.valueAsNumber;
+    const boxes = selection.picked;
+    const button = event.submitter ?? form.querySelector("button");
+    button.setAttribute("aria-busy", "true");
+    try {
+      const { changed } = await api(page.dataset.upload, { method: "PATCH", json: { images: boxes.map((box) => Number(box.value)), repeats } });
+      for (const box of boxes) box.closest("li").querySelector("[data-repeats]").value = String(repeats);
+      toast(interpolate(ngettext("Repeats set for %s picture", "Repeats set for %s pictures", changed), [changed]), { kind: "good" });
+    } catch (problem) {
+      toastProblem(problem);
+    }
+    button.removeAttribute("aria-busy");
+  });
+}
+
+function wireSelection() {
+  const selection = new Selection(pictures, document.getElementById("selection"), {
+    addressOf: (box) => `${page.dataset.upload}/${box.value}`,
+    warning: gettext("The pictures go from this dataset, with their captions."),
+    onDeleted: refreshCounts,
+  });
+  wireRepeats(selection);
+}
+
 if (page.dataset.upload) {
   wireUpload();
+  wireSelection();
   wireCaptions(pictures);
   pictures.addEventListener("caption:saved", refreshCounts);
   pictures.addEventListener("click", (event) => {

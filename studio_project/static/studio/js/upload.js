@@ -2,7 +2,7 @@
  * Sends files in requests of at most 8 MB and 200 files, so that no server holds a large body.
  *
  * Each file has a row with a bar, a reason when it was refused and a way to try again when the
- * connection was the cause. Captions follow the pictures they belong to.
+ * connection was the cause.
  */
 
 import { answer, csrfToken } from "./api.js";
@@ -14,7 +14,10 @@ const REQUEST_FILES = 200;
 const LARGEST_FILE_BYTES = 64 * 1000 * 1000;
 const PICTURE = /\.(jpe?g|png|webp)$/i;
 const KNOWN = /\.(jpe?g|png|webp|zip|txt|jsonl)$/i;
+const ZIP = /\.zip$/i;
 const SHOWN_DONE = 200;
+
+const folders = new WeakMap();
 
 /** The files of a drop, folders opened. */
 export async function filesOfDrop(transfer) {
@@ -24,7 +27,11 @@ export async function filesOfDrop(transfer) {
 }
 
 async function filesOfEntry(entry) {
-  if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
+  if (entry.isFile) {
+    const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+    folders.set(file, entry.fullPath.slice(1, -file.name.length));
+    return [file];
+  }
   const reader = entry.createReader();
   const found = [];
   for (;;) {
@@ -34,24 +41,50 @@ async function filesOfEntry(entry) {
   }
 }
 
-/** Pictures and archives first, then captions, which need their pictures. */
-function rank(file) {
-  if (/\.jsonl$/i.test(file.name)) return 2;
-  return /\.txt$/i.test(file.name) ? 1 : 0;
+/** A file's path below what was dropped or chosen; the site itself learns only the name. */
+function pathOf(file) {
+  return file.webkitRelativePath || `${folders.get(file) ?? ""}${file.name}`;
 }
 
-/** Put rows into requests. */
+/** Lists of captions come last, for they need their pictures; archives go alone. */
+function rank(file) {
+  if (/\.jsonl$/i.test(file.name)) return 2;
+  return ZIP.test(file.name) ? 1 : 0;
+}
+
+/** What belongs together: a picture and the caption of its name in its folder. */
+function groupOf({ path, file }) {
+  return rank(file) ? path : path.replace(/\.[^.]*$/, "").toLowerCase();
+}
+
+/**
+ * Put rows into requests.
+ *
+ * A picture travels with its caption, and no request holds two files of one name: the site tells by
+ * their names which it did not take.
+ */
 export function batchesOf(rows) {
+  const groups = new Map();
+  for (const row of rows) groups.set(groupOf(row), [...(groups.get(groupOf(row)) ?? []), row]);
   const batches = [];
-  let batch = null;
-  for (const row of rows) {
-    const fits = batch && batch.rank === rank(row.file) && batch.rows.length < REQUEST_FILES && batch.bytes + row.file.size <= REQUEST_BYTES;
+  for (const group of groups.values()) {
+    const kind = rank(group[0].file);
+    const bytes = group.reduce((sum, row) => sum + row.file.size, 0);
+    let batch = batches.at(-1);
+    const fits =
+      batch &&
+      !ZIP.test(group[0].file.name) &&
+      batch.kind === kind &&
+      batch.rows.length + group.length <= REQUEST_FILES &&
+      batch.bytes + bytes <= REQUEST_BYTES &&
+      !group.some((row) => batch.names.has(row.file.name));
     if (!fits) {
-      batch = { rows: [], bytes: 0, rank: rank(row.file) };
+      batch = { rows: [], bytes: 0, kind, names: new Set() };
       batches.push(batch);
     }
-    batch.rows.push(row);
-    batch.bytes += row.file.size;
+    for (const row of group) batch.names.add(row.file.name);
+    batch.rows.push(...group);
+    batch.bytes += bytes;
   }
   return batches;
 }
@@ -69,7 +102,7 @@ export class Uploads {
 
   /** Queue files and start sending. */
   add(files) {
-    const wanted = files.filter((file) => !file.name.startsWith(".")).sort((a, b) => rank(a) - rank(b) || a.name.localeCompare(b.name));
+    const wanted = files.filter((file) => !file.name.startsWith(".")).sort((a, b) => rank(a) - rank(b) || pathOf(a).localeCompare(pathOf(b)));
     for (const file of wanted) {
       const row = this.makeRow(file);
       this.rows.push(row);
@@ -82,11 +115,12 @@ export class Uploads {
   }
 
   makeRow(file) {
-    const bar = h("progress", { max: 1, value: 0, "aria-label": file.name });
+    const path = pathOf(file);
+    const bar = h("progress", { max: 1, value: 0, "aria-label": path });
     const state = h("span", { class: "muted" }, bytes(file.size));
-    const element = h("li", {}, h("span", { class: "clip", title: file.name }, file.name), bar, state);
+    const element = h("li", {}, h("span", { class: "clip", title: path }, path), bar, state);
     this.list.append(element);
-    return { file, bar, state, element, done: false, failed: false, refused: false };
+    return { file, path, bar, state, element, done: false, failed: false, refused: false };
   }
 
   async run() {
