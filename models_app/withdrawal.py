@@ -23,7 +23,8 @@ def fail_waiting(waiting: Iterable[Job], model: DiffusionModel) -> None:
                 Job.Status.FAILED,
                 from_=[Job.Status.QUEUED],
                 error_code="model_unavailable",
-                error_params={"model": model.shown_title},
+                # As it is written, not in the language of whoever takes the model away.
+                error_params={"model": str(model)},
             )
         except InvalidTransition:
             continue  # claimed or canceled meanwhile

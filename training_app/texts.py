@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from django.utils.functional import Promise
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext_lazy
 
 from training_app.trainer.config import ConfigError
 
@@ -67,19 +68,26 @@ NOTES = {
     "not_compiled": gettext_lazy(
         "The network could not be compiled on this machine, so it is trained the ordinary way."
     ),
-    "pictures_cropped": gettext_lazy(
-        "%(count)s pictures do not fit their size; up to %(share)s%% of one is cut off."
+    "pictures_cropped": ngettext_lazy(
+        "%(count)s picture does not fit its size; up to %(share)s%% of it is cut off.",
+        "%(count)s pictures do not fit their size; up to %(share)s%% of one is cut off.",
+        "count",
     ),
-    "pictures_enlarged": gettext_lazy(
+    "pictures_enlarged": ngettext_lazy(
+        "%(count)s picture is small and was enlarged %(factor)s times. A larger one would give a "
+        "sharper model.",
         "%(count)s pictures are small and were enlarged, up to %(factor)s times. Larger ones would "
-        "give a sharper model."
+        "give a sharper model.",
+        "count",
     ),
     "class_images_made": gettext_lazy(
         "Pictures of the class: %(count)s painted by the base model, %(reused)s used again from "
         "earlier trainings."
     ),
-    "text_too_long": gettext_lazy(
-        "%(count)s captions are longer than the model reads; their ends are not learned."
+    "text_too_long": ngettext_lazy(
+        "%(count)s caption is longer than the model reads; its end is not learned.",
+        "%(count)s captions are longer than the model reads; their ends are not learned.",
+        "count",
     ),
     "crashed": gettext_lazy("The training process ended unexpectedly at step %(step)s."),
     "given_back": gettext_lazy("The worker stopped; the training waits for another one."),
@@ -121,11 +129,12 @@ def note_sentence(code: str, params: Mapping[str, Any]) -> str:
     values = {"code": code, **params}
     if isinstance(values.get("share"), int | float):
         values["share"] = round(100 * values["share"])
-    return _filled(str(NOTES.get(code, _("Note: %(code)s."))), values)
+    return _filled(NOTES.get(code, _("Note: %(code)s.")), values)
 
 
-def _filled(sentence: str, params: Mapping[str, Any]) -> str:
+def _filled(sentence: str | Promise, params: Mapping[str, Any]) -> str:
     values = {
         name: f"{value:g}" if isinstance(value, float) else value for name, value in params.items()
     }
-    return sentence % defaultdict(str, values)
+    # A sentence with a plural chooses it here, by its count.
+    return str(sentence % defaultdict(str, values))  # type: ignore[operator]

@@ -23,7 +23,7 @@ from studio_project.models import User
 from studio_project.paging import page_by_key
 from studio_project.waiting import Waiting
 from training_app import estimates
-from training_app.forms import METHOD_CARDS, PRESETS, applies, expert_groups
+from training_app.forms import METHOD_CARDS, PRESETS, applies, expert_groups, parameter_field
 from training_app.manifest import passes_range, repeats_of
 from training_app.models import TrainingJob, TrainingSample
 from training_app.services import TRAINABLE_ARCHITECTURES
@@ -67,11 +67,14 @@ def training_list(request: HttpRequest) -> HttpResponse:
 
 
 def _origin(request: HttpRequest, rows: QuerySet[TrainingJob]) -> HttpResponse:
-    """Show which training made a model, to the training's owner."""
+    """Show which training made a model, also of a checkpoint, to the training's owner."""
     model = request.GET.get("model", "")
-    made = rows.filter(output_model_id=model) if model.isdecimal() else rows.none()
-    job = made.select_related("dataset").first()
-    last = job.samples.order_by("-step").first() if job else None
+    made = Q(output_model_id=model) | Q(checkpoints__model_id=model)
+    found = rows.filter(made) if model.isdecimal() and len(model) < 19 else rows.none()
+    job = found.select_related("dataset").first()
+    checkpoint = job.checkpoints.filter(model_id=model).first() if job else None
+    painted = job.samples.order_by("-step") if job else TrainingSample.objects.none()
+    last = (painted.filter(step__lte=checkpoint.step) if checkpoint else painted).first()
     samples = job.samples.filter(step=last.step) if job and last else []
     return render(request, "training_app/_origin.html", {"job": job, "samples": samples})
 
@@ -157,7 +160,8 @@ def _review(user: User, chosen: QueryDict) -> dict[str, Any]:
             num_images=dataset.num_items,
         )
     except ConfigError as error:
-        return {**context, "error": error, "sentence": config_sentence(error)}
+        label = parameter_field(error.field).label if error.field in FIELDS else ""
+        return {**context, "error": error, "label": label, "sentence": config_sentence(error)}
     if dataset.uncaptioned and not config.trigger_word:
         context["problems"].append(
             _("Some pictures have no caption. Write captions, or give a trigger word.")
@@ -288,6 +292,8 @@ def _parameters(job: TrainingJob) -> list[tuple[Any, list[tuple[Any, Any]]]]:
                 value = _("yes") if value else _("no")
             elif field.kind == "texts":
                 value = ", ".join(value or []) or _("from the captions")
+            elif isinstance(value, float) and value.is_integer():
+                value = int(value)
             rows.append((field, value))
         if rows:
             groups.append((title, rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.utils import translation
 
 from generation_app import services
 from generation_app.models import GeneratedImage, GenerationJob
@@ -214,10 +215,16 @@ def test_unsharing_ends_queued_requests_of_others_and_pictures_keep_the_name(
 
 def test_deactivating_a_base_ends_what_waits_for_its_loras(alice: User, staff: User) -> None:
     base = make_base()
-    job = submit(alice, model=make_lora(alice, base).pk)
-    model_services.deactivate_model(staff, base)
-    job.refresh_from_db()
-    assert (job.status, job.error_code) == (Status.FAILED, "model_unavailable")
+    job, plain = submit(alice, model=make_lora(alice, base).pk), submit(alice, model=base.pk)
+    DiffusionModel.objects.filter(pk=base.pk).update(title="Starter 64 (practice model)")
+    base.refresh_from_db()
+    with translation.override("fr"):
+        assert base.shown_title != base.title
+        model_services.deactivate_model(staff, base)
+    for ended in (job, plain):
+        ended.refresh_from_db()
+        assert (ended.status, ended.error_code) == (Status.FAILED, "model_unavailable")
+    assert plain.error_params["model"] == "Starter 64 (practice model)"  # nobody's language
 
 
 def test_deleting_a_model_ends_what_waits_for_it(alice: User) -> None:

@@ -13,7 +13,7 @@ from studio_project.models import User
 from tests.factories import make_base, make_dataset, make_lora, make_training, make_worker
 from training_app import estimates
 from training_app.forms import CHOICE_LABELS, applies, expert_groups
-from training_app.models import TrainingNote
+from training_app.models import TrainingCheckpoint, TrainingNote, TrainingSample
 from training_app.texts import note_sentence
 from training_app.trainer.config import FIELDS, resolve_config
 from training_app.trainer.presets import METHODS
@@ -163,6 +163,7 @@ def test_review_names_the_setting_that_cannot_be_used(browser: Browser, alice: U
     dataset, base = make_dataset(alice), make_base()
     page = _review(browser(alice), dataset_id=dataset.pk, base_model_id=base.pk, rank="9999")
     assert b'data-problem-field="rank"' in page.content
+    assert b"<strong>Rank</strong>" in page.content
 
 
 def test_review_warns_of_pictures_without_words(browser: Browser, alice: User) -> None:
@@ -267,9 +268,12 @@ def test_a_finished_training_leads_to_its_model(browser: Browser, alice: User) -
             "2 pictures at a time",
         ),
         ("pictures_cropped", {"count": 3, "share": 0.375}, "38% of one"),
-        ("pictures_enlarged", {"count": 1, "factor": 2.5}, "2.5 times"),
+        ("pictures_cropped", {"count": 1, "share": 0.25}, "1 picture does not fit its size"),
+        ("pictures_enlarged", {"count": 3, "factor": 2.5}, "up to 2.5 times"),
+        ("pictures_enlarged", {"count": 1, "factor": 2.5}, "1 picture is small"),
         ("class_images_made", {"count": 80, "reused": 20}, "80 painted"),
         ("text_too_long", {"count": 4}, "4 captions are longer"),
+        ("text_too_long", {"count": 1}, "1 caption is longer"),
         ("slice_over", {"step": 12}, "turn"),
         ("kept", {"step": 12, "total": 100}, "12 of 100"),
     ],
@@ -296,3 +300,22 @@ def test_a_model_tells_its_owner_where_it_came_from(
     assert f"/training/{job.pk}" in browser(alice).get(address).content.decode()
     assert b"Origin of it" not in browser(bob).get(address).content
     assert browser(alice).get("/training?part=origin&model=x").status_code == 200
+
+    early = make_lora(alice, model.base_model)
+    TrainingCheckpoint.objects.create(job=job, epoch=1, step=10, model=early)
+    for step in (5, 10, 20):
+        TrainingSample.objects.create(
+            job=job,
+            step=step,
+            index=0,
+            prompt=f"painted at {step}",
+            seed=0,
+            width=64,
+            height=64,
+            key=f"jobs/{step}.png",
+            thumbnail_key=f"jobs/{step}.webp",
+        )
+    page = browser(alice).get(f"/training?part=origin&model={early.pk}").content.decode()
+    assert f"/training/{job.pk}" in page
+    assert "painted at 10" in page and "painted at 20" not in page
+    assert "painted at 20" in browser(alice).get(address).content.decode()

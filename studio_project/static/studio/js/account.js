@@ -1,4 +1,4 @@
-/** The account page: shows a new API token once. */
+/** The account page: shows a new API token once, and then in the list. */
 
 document.getElementById("token-form").addEventListener("api:done", (event) => {
   const box = document.getElementById("new-token");
@@ -7,4 +7,5 @@ document.getElementById("token-form").addEventListener("api:done", (event) => {
   box.hidden = false;
   event.target.reset();
   box.scrollIntoView({ block: "nearest" });
+  htmx.trigger("#tokens", "refresh");
 });
