@@ -88,6 +88,7 @@ def training_new(request: HttpRequest) -> HttpResponse:
         return render(request, "training_app/_review.html", _review(user, request.GET))
     like = _like(user, request.GET.get("like", ""))
     datasets = list(_datasets(user)[:DATASETS_LISTED])
+    datasets.sort(key=lambda row: not row.num_items)  # those without pictures cannot be chosen
     wanted = request.GET.get("dataset", "") or (str(like.dataset_id) if like else "")
     chosen = next((row for row in datasets if str(row.pk) == wanted), None)
     if chosen is None:

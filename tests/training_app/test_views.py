@@ -36,6 +36,11 @@ def test_list_shows_my_trainings_alone(browser: Browser, alice: User, bob: User)
     page = browser(alice).get("/training")
     assert page.context["trainings"] == [mine]
     assert b"Secret" not in page.content
+    assert b"/thumbnail" not in page.content
+
+    model = make_lora(alice, make_base(), thumbnail_key="models/t.webp")
+    make_training(alice, status="completed", output_model=model)
+    assert f"/api/models/{model.pk}/thumbnail" in browser(alice).get("/training").content.decode()
 
 
 @pytest.mark.parametrize(
@@ -85,7 +90,9 @@ def test_form_shows_datasets_with_counts_and_warnings(
     make_dataset(alice, name="Few")
     make_dataset(alice, name="Nothing", captions=())
     make_dataset(bob, name="Secret")
-    page = browser(alice).get("/training/new").content.decode()
+    answer = browser(alice).get("/training/new")
+    page = answer.content.decode()
+    assert [row.name for row in answer.context["cards"]] == ["Few", "Many", "Nothing"]
     assert "6 without caption" in page
     assert "Few pictures" in page
     assert "Empty: add pictures first" in page
@@ -215,6 +222,19 @@ def test_a_stranger_gets_404(browser: Browser, alice: User, bob: User, part: str
     job = make_training(alice, resolved_config=_resolved())
     assert browser(bob).get(f"/training/{job.pk}{part}").status_code == 404
     assert browser(alice).get(f"/training/{job.pk}{part}").status_code == 200
+
+
+def test_a_training_that_is_being_canceled_offers_nothing_more(
+    browser: Browser, alice: User
+) -> None:
+    job = make_training(
+        alice, status="running", step=5, cancel_requested=True, resolved_config=_resolved()
+    )
+    head = browser(alice).get(f"/training/{job.pk}?part=head").content.decode()
+    assert "It is being canceled." in head
+    assert "data-api" not in head
+    queue = browser(alice).get("/queue?part=lists").content.decode()
+    assert "Being canceled" in queue and f"/training/{job.pk}/cancel" not in queue
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@
  * boolean, `data-number` as a number, `data-list` as comma-separated words.
  */
 
-import { api } from "./api.js";
+import { api, signInAddress } from "./api.js";
 import { confirmAction } from "./dialog.js";
 import { h } from "./dom.js";
-import { toast } from "./toast.js";
+import { toast, toastProblem } from "./toast.js";
 
 export function valuesOf(form) {
   const values = {};
@@ -58,8 +58,12 @@ function fieldOf(form, name) {
   return field?.closest("model-picker")?.querySelector("[role=combobox]") ?? field;
 }
 
-/** Show each message at its field; what belongs to no field goes above the buttons. */
+/** Show each message at its field, what belongs to no field above the buttons; a form of one button has no place. */
 export function showProblems(form, problem) {
+  if (!form.querySelector(".field")) {
+    toastProblem(problem);
+    return;
+  }
   const left = [];
   let first = null;
   for (const [name, messages] of Object.entries(problem.errors ?? {})) {
@@ -79,10 +83,11 @@ export function showProblems(form, problem) {
   }
   if (!first || left.length) {
     const text = left.length ? left.join(" ") : problem.sentence ?? problem.message;
-    const box = h("p", { class: "problem", role: "alert" }, text);
-    const actions = form.querySelector(".actions:last-of-type") ?? form.lastElementChild;
-    if (actions) actions.before(box);
-    else form.append(box);
+    const way = problem.code === "signed_out" && h("a", { href: signInAddress() }, gettext("Sign in"));
+    const box = h("p", { class: "problem", role: "alert" }, text, " ", way);
+    const button = form.querySelector("[type=submit]");
+    (button.closest(".actions, .stick") ?? button).before(box);
+    box.scrollIntoView({ block: "nearest" });
   }
   first?.focus();
 }

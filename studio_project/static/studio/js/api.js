@@ -22,6 +22,11 @@ export function required(field, message) {
   return new Problem({ code: "required", detail: message, errors: { [field]: [{ message }] } }, 0);
 }
 
+/** Where to sign in again, and come back to this page. */
+export function signInAddress() {
+  return `${document.documentElement.dataset.login}?next=${encodeURIComponent(location.pathname + location.search)}`;
+}
+
 export function csrfToken() {
   return document.querySelector('meta[name="csrf-token"]')?.content ?? "";
 }

@@ -89,6 +89,7 @@ export class MetricChart {
     const grid = { stroke: colour("--border"), width: 1 };
     const font = "12px system-ui, sans-serif";
     const axis = { stroke: muted, grid, ticks: grid, font };
+    this.place.replaceChildren();
     const shown = (_chart, value) => (value === null || value === undefined ? "–" : measure(value));
     this.chart = new uPlot(
       {

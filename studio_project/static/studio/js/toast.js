@@ -1,5 +1,6 @@
 /** Short notices in the corner; they leave by themselves, errors stay until closed. */
 
+import { signInAddress } from "./api.js";
 import { h, icon } from "./dom.js";
 
 const SHOWN_MS = 7000;
@@ -31,6 +32,6 @@ export function toastProblem(problem) {
   if (problem.name === "AbortError") return;
   toast(problem.sentence ?? problem.message, {
     kind: "bad",
-    link: problem.code === "signed_out" ? { href: document.documentElement.dataset.login, label: gettext("Sign in") } : undefined,
+    link: problem.code === "signed_out" ? { href: signInAddress(), label: gettext("Sign in") } : undefined,
   });
 }
