@@ -50,6 +50,8 @@ def joint_key(
         base: What it is painted with.
         models: All that it needs, its LoRAs among them.
     """
+    # What starts from a picture keeps the timesteps of its own strength, so that it is not at the
+    # same one as others; a base for inpainting is used for nothing else.
     alone = parameters.get("run_alone") or mode != "text-to-image"
     if alone or parameters.get("hires_scale", 1.0) > 1 or not base.sha256:
         return ""

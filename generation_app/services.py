@@ -17,6 +17,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from generation_app import files
+from generation_app.chosen import Chosen, base_of, choose_loras, require_mode, resolve_named
 from generation_app.company import joint_key, take_run_alone
 from generation_app.engine.errors import MESSAGES
 from generation_app.engine.request import (
@@ -34,7 +35,6 @@ from generation_app.inputs import Inputs, glance_at_inputs, resolve_inputs, size
 from generation_app.models import GeneratedImage, GenerationJob
 from generation_app.wording import TooManyVariations, take_loras, variations
 from models_app.models import DiffusionModel
-from models_app.services import resolve_model
 from models_app.withdrawal import fail_waiting
 from studio_project import events, jobs, storage
 from studio_project.api import Problem
@@ -45,20 +45,6 @@ Status = GenerationJob.Status
 # Room for one request's pictures; the floor of the disk comes on top.
 WORKING_BYTES = 16 * 1024**2
 _NOWHERE = {"width": 512, "height": 512}
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The models a request is painted with."""
-
-    model: DiffusionModel
-    base: DiffusionModel
-    loras: tuple[tuple[DiffusionModel, float], ...] = ()
-
-    @property
-    def all(self) -> list[DiffusionModel]:
-        """Every model whose files are needed."""
-        return [self.base, *(lora for lora, _weight in self.loras)]
 
 
 FindInputs = Callable[[User, str, Mapping[str, Any]], Inputs]
@@ -184,8 +170,9 @@ def _understand(
     """Resolve every value of a request and every model and picture it names."""
     if mode not in GenerationJob.Mode.values:
         raise Problem("method_unavailable", _("This site cannot do that yet."), status=404)
-    model = _resolve_named(user, body.get("model"), "model")
-    base = _base_of(user, model)
+    model = resolve_named(user, body.get("model"), "model")
+    base = base_of(user, model)
+    require_mode(mode, base)
     body, run_alone = take_run_alone(_with_tagged_loras(body))
     defaults = {**base.default_settings, **model.default_settings}
     if base.architecture not in MODES[mode].architectures:
@@ -196,7 +183,7 @@ def _understand(
         size = (home["width"], home["height"])
         defaults |= size_like(inputs.image, home=size, mode=mode)
     request, prompts = _varied(user, _resolve(user, mode, body, base, defaults))
-    chosen = Chosen(model, base, _choose_loras(user, model, base, request))
+    chosen = Chosen(model, base, choose_loras(user, model, base, request))
     return Asked(request, chosen, inputs, prompts, run_alone)
 
 
@@ -231,37 +218,6 @@ def _varied(user: User, request: GenerationRequest) -> tuple[GenerationRequest, 
     return replace(request, num_images=rounds * len(found)), tuple(found * rounds)
 
 
-def _resolve_named(user: User, reference: Any, field: str) -> DiffusionModel:
-    if reference in (None, "") or isinstance(reference, bool):
-        message = _("Name a model by its id or its name.")
-        raise Problem("invalid", message, fields={field: [message]})
-    if not isinstance(reference, int | str):
-        message = _("A model is an id or a name.")
-        raise Problem("invalid", message, fields={field: [message]})
-    try:
-        return resolve_model(user, reference)
-    except Problem as error:
-        error.fields = {field: [error.detail]}
-        raise
-
-
-def _base_of(user: User, model: DiffusionModel) -> DiffusionModel:
-    """Return the pipeline a model is painted with: itself, or the base that an adapter brings."""
-    if not model.is_adapter:
-        return model
-    base = (
-        DiffusionModel.objects.usable_by(user).filter(pk=model.base_model_id).first()
-        if model.base_model_id
-        else None
-    )
-    if base is None:
-        message = _("The base model that “%(model)s” was trained on cannot be used now.") % {
-            "model": model.shown_title
-        }
-        raise Problem("model_unavailable", message, status=409, fields={"model": [message]})
-    return base
-
-
 def _resolve(
     user: User,
     mode: str,
@@ -290,25 +246,6 @@ def _sentences(error: RequestError) -> dict[str, list[str]]:
         sentence = _(MESSAGES[found.code]) % found.params
         fields.setdefault(found.field or "body", []).append(sentence)
     return fields
-
-
-def _choose_loras(
-    user: User, model: DiffusionModel, base: DiffusionModel, request: GenerationRequest
-) -> tuple[tuple[DiffusionModel, float], ...]:
-    """Resolve the adapters; the model itself comes first when it is one."""
-    chosen: dict[int, tuple[DiffusionModel, float]] = {}
-    if model.is_adapter:
-        chosen[model.pk] = (model, 1.0)
-    for choice in getattr(request, "loras", ()):
-        lora = _resolve_named(user, choice.model, "loras")
-        if not lora.is_adapter or lora.architecture != base.architecture:
-            message = _("“%(lora)s” does not fit onto “%(base)s”.") % {
-                "lora": lora.shown_title,
-                "base": base.shown_title,
-            }
-            raise Problem("model_incompatible", message, fields={"loras": [message]})
-        chosen[lora.pk] = (lora, choice.weight)
-    return tuple(chosen.values())
 
 
 # --- change ---------------------------------------------------------------------------------------

@@ -64,6 +64,7 @@ class DiffusionModelAdmin(admin.ModelAdmin):
         "type",
         "category",
         "architecture",
+        "is_inpainting",
         "owner",
         "visibility",
         "availability",
@@ -72,7 +73,8 @@ class DiffusionModelAdmin(admin.ModelAdmin):
         "created_at",
     )
     list_filter = (
-        "type", "category", "architecture", "availability", "is_active", "visibility",
+        "type", "category", "architecture", "is_inpainting", "availability", "is_active",
+        "visibility",
     )  # fmt: skip
     list_select_related = ("owner",)
     search_fields = ("title", "name", "description", "owner__username", "source")
@@ -84,6 +86,7 @@ class DiffusionModelAdmin(admin.ModelAdmin):
         "type",
         "category",
         "architecture",
+        "is_inpainting",
         "owner",
         "visibility",
         "base_model",

@@ -33,6 +33,9 @@ class ModelFilter(filters.FilterSet):
     is_adapter = filters.BooleanFilter(
         method="keep_adapters", label=_("What is used on top of a base model, or what is not.")
     )
+    is_inpainting = filters.BooleanFilter(
+        label=_("What paints parts of pictures only, or what does not.")
+    )
     base_model = filters.NumberFilter(
         field_name="base_model_id",
         label=_("Id of the base model."),

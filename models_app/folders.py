@@ -23,9 +23,12 @@ VAE_FACTOR = 8
 SD2_TEXT_WIDTH = 1024
 
 _STILL = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_STILL_XL = (*_STILL, "text_encoder_2", "tokenizer_2")
 COMPONENTS = {
     "StableDiffusionPipeline": _STILL,
-    "StableDiffusionXLPipeline": (*_STILL, "text_encoder_2", "tokenizer_2"),
+    "StableDiffusionInpaintPipeline": _STILL,
+    "StableDiffusionXLPipeline": _STILL_XL,
+    "StableDiffusionXLInpaintPipeline": _STILL_XL,
     "StableVideoDiffusionPipeline": (
         "unet",
         "vae",
@@ -76,6 +79,8 @@ class FolderReport:
         prediction_type: ``epsilon | v_prediction | sample``.
         width: Picture width the UNet was made for, in pixels.
         height: Picture height, in pixels.
+        is_inpainting: Whether the UNet reads a mask and the picture around it beside the latents,
+            and so paints nothing but parts of pictures.
         files: All needed files but ``model_index.json``.
         model_index: The index, without the components that are not kept.
     """
@@ -85,6 +90,7 @@ class FolderReport:
     prediction_type: str
     width: int
     height: int
+    is_inpainting: bool
     files: tuple[ChosenFile, ...]
     model_index: dict[str, Any]
 
@@ -189,7 +195,8 @@ def inspect_folder(folder: Path, *, half_precision: bool = False) -> FolderRepor
     files = choose_files(names, components, half_precision=half_precision)
     configs = {name: _config(folder, name) for name in components}
     shapes = _check_files(folder, files)
-    architecture = _architecture(index["_class_name"], configs, shapes)
+    architecture = _architecture(index["_class_name"], configs)
+    is_inpainting = _reads_masks(architecture, configs, shapes)
     scheduler = configs["scheduler"]
     default = "v_prediction" if architecture == "svd" else "epsilon"
     prediction = scheduler.get("prediction_type", default)
@@ -204,6 +211,7 @@ def inspect_folder(folder: Path, *, half_precision: bool = False) -> FolderRepor
         prediction_type=prediction,
         width=width,
         height=height,
+        is_inpainting=is_inpainting,
         files=files,
         model_index=_kept_index(index, components),
     )
@@ -239,34 +247,45 @@ def _check_shards(path: Path) -> None:
             raise InspectionError("files_missing", f"The weights {shard[:80]!r} are missing.")
 
 
-def _architecture(
-    pipeline: str, configs: dict[str, dict[str, Any]], shapes: dict[str, tuple[int, ...]]
-) -> str:
-    unet = configs["unet"]
-    channels, latent = unet.get("in_channels", 4), configs["vae"].get("latent_channels", 4)
-    video = pipeline == "StableVideoDiffusionPipeline"
-    if channels != (2 * latent if video else latent):
-        raise InspectionError(
-            "unsupported_pipeline",
-            f"The UNet reads {channels} channels and the VAE makes {latent}: this is a model for "
-            "inpainting or editing, not one that pictures are made from text with.",
-        )
-    first = shapes.get("conv_in.weight")
-    if first is None or len(first) != 4 or first[1] != channels:
-        raise InspectionError(
-            "weights_invalid", "The UNet's weights do not belong to its configuration."
-        )
-    if video:
+def _architecture(pipeline: str, configs: dict[str, dict[str, Any]]) -> str:
+    """Tell the family; the width of texts tells SD 1.x from 2.x."""
+    if pipeline == "StableVideoDiffusionPipeline":
         return "svd"
-    width, text = unet.get("cross_attention_dim"), configs["text_encoder"].get("hidden_size")
-    if pipeline == "StableDiffusionXLPipeline":
+    if "text_encoder_2" in COMPONENTS[pipeline]:
         return "sdxl"
+    width = configs["unet"].get("cross_attention_dim")
+    text = configs["text_encoder"].get("hidden_size")
     if width != text:
         raise InspectionError(
             "config_invalid",
             f"The UNet listens to texts of width {width} but the text encoder makes {text}.",
         )
     return "sd2" if width == SD2_TEXT_WIDTH else "sd1"
+
+
+def _reads_masks(
+    architecture: str, configs: dict[str, dict[str, Any]], shapes: dict[str, tuple[int, ...]]
+) -> bool:
+    """Check what the UNet reads, and tell whether it is made for inpainting.
+
+    That is told by the UNet alone: the pipeline's name says only what its maker ran it with.
+    """
+    channels = configs["unet"].get("in_channels", 4)
+    latent = configs["vae"].get("latent_channels", 4)
+    # A clip's first picture stands beside its latents; a hole's mask and surroundings likewise.
+    known = (2 * latent,) if architecture == "svd" else (latent, 2 * latent + 1)
+    if channels not in known:
+        raise InspectionError(
+            "unsupported_pipeline",
+            f"The UNet reads {channels} channels and the VAE makes {latent}: this is a model for "
+            "editing or for depth, not one that paints from text or into a mask.",
+        )
+    first = shapes.get("conv_in.weight")
+    if first is None or len(first) != 4 or first[1] != channels:
+        raise InspectionError(
+            "weights_invalid", "The UNet's weights do not belong to its configuration."
+        )
+    return architecture != "svd" and channels != latent
 
 
 def _picture_size(unet: dict[str, Any], architecture: str) -> tuple[int, int]:

@@ -49,13 +49,14 @@ class InstallationError(Exception):
 
 @dataclass(frozen=True)
 class FolderContents:
-    """The files a folder will have in the storage, with their hashes."""
+    """The files a folder will have in the storage, with their hashes, and what its UNet reads."""
 
     files: tuple[dict[str, Any], ...]
     sources: dict[str, Path]
     index: bytes
     sha256: str
     size_bytes: int
+    is_inpainting: bool
 
 
 # --- storing ------------------------------------------------------------------------------------
@@ -77,6 +78,7 @@ def read_contents(folder: Path, report: FolderReport) -> FolderContents:
         index=index,
         sha256=folder_sha256(files),
         size_bytes=sum(entry["size"] for entry in files),
+        is_inpainting=report.is_inpainting,
     )
 
 
@@ -92,7 +94,8 @@ def stored(contents: FolderContents) -> Iterator[dict[str, Any]]:
     """Store a folder under a fresh prefix for the time in which a row takes it over.
 
     Yields:
-        The columns that point to the files. If the block raises, the files are removed.
+        The columns that point to the files and tell what they are. If the block raises, the files
+        are removed.
 
     Raises:
         Problem: `disk_full`.
@@ -110,6 +113,7 @@ def stored(contents: FolderContents) -> Iterator[dict[str, Any]]:
             "files": list(contents.files),
             "size_bytes": contents.size_bytes,
             "sha256": contents.sha256,
+            "is_inpainting": contents.is_inpainting,
             "availability": Ready,
             "failure": "",
         }

@@ -93,6 +93,8 @@ class DiffusionModel(models.Model):
         _("category"), max_length=8, choices=Category.choices, default=Category.IMAGE
     )
     architecture = models.CharField(_("architecture"), max_length=8, choices=Architecture.choices)
+    # Read from the UNet: it paints parts of pictures and nothing else.
+    is_inpainting = models.BooleanField(_("for inpainting"), default=False, editable=False)
     # A file's key for an adapter, the prefix of a diffusers folder for a pipeline, "" while remote.
     path = models.CharField(_("path"), max_length=300, blank=True, editable=False)
     files = models.JSONField(default=list, blank=True, editable=False)

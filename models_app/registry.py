@@ -23,6 +23,7 @@ class KnownModel:
     Attributes:
         source: Repository id on the model hub; empty for the starter, which is part of the site.
         revision: Commit of that repository.
+        is_inpainting: Whether it paints parts of pictures only.
     """
 
     name: str
@@ -33,6 +34,7 @@ class KnownModel:
     licence: str
     source: str = ""
     revision: str = ""
+    is_inpainting: bool = False
     default_settings: dict[str, Any] = field(default_factory=dict)
 
     def as_fields(self) -> dict[str, Any]:
@@ -98,6 +100,27 @@ REMOTE_MODELS = (
             "height": 1024,
             "num_inference_steps": 30,
             "guidance_scale": 5.0,
+            "scheduler": "euler",
+        },
+    ),
+    KnownModel(
+        name="stable-diffusion-xl-1.0-inpainting-0.1",
+        title=_("Stable Diffusion XL Inpainting"),
+        description=_(
+            "Paints parts of pictures anew and nothing else: it sees what surrounds the part, so "
+            "that the new fits the old. Needs a graphics card with at least 8 GB of memory."
+        ),
+        category="image",
+        architecture="sdxl",
+        is_inpainting=True,
+        licence="CreativeML Open RAIL++-M",
+        source="diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
+        revision="115134f363124c53c7d878647567d04daf26e41e",
+        default_settings={
+            "width": 1024,
+            "height": 1024,
+            "num_inference_steps": 30,
+            "guidance_scale": 7.5,
             "scheduler": "euler",
         },
     ),

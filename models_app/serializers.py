@@ -42,6 +42,11 @@ class DiffusionModelSerializer(serializers.ModelSerializer):
         help_text="Whether it is used on top of a base model: a LoRA, or DreamBooth kept as one.",
     )
 
+    is_inpainting = serializers.BooleanField(
+        read_only=True,
+        help_text="Whether it paints parts of pictures only, with a picture and a mask.",
+    )
+
     class Meta:
         model = DiffusionModel
         fields = (
@@ -50,6 +55,7 @@ class DiffusionModelSerializer(serializers.ModelSerializer):
             "title",
             "type",
             "is_adapter",
+            "is_inpainting",
             "category",
             "architecture",
             "path",

@@ -19,7 +19,7 @@ from rest_framework.throttling import ScopedRateThrottle, SimpleRateThrottle
 from rest_framework.views import APIView
 
 from datasets_app.captions import MAX_CAPTION
-from generation_app.engine.request import SCHEDULERS, Limits
+from generation_app.engine.request import MODES, SCHEDULERS, Limits
 from studio_project import __version__
 from studio_project.api import (
     BearerAuthentication,
@@ -166,6 +166,14 @@ class Options(APIView):
                 "generation": {
                     **dataclasses.asdict(Limits()),
                     "max_images": signed_in(request).max_images_per_request,
+                },
+                "modes": {
+                    name: {
+                        "architectures": mode.architectures,
+                        "inputs": mode.inputs,
+                        "takes_inpainting_models": mode.takes_inpainting_models,
+                    }
+                    for name, mode in MODES.items()
                 },
                 "training": {
                     field.name: dict(field.metadata) for field in dataclasses.fields(TrainingConfig)

@@ -126,7 +126,9 @@ def make_tiny_sd(
     return folder
 
 
-def make_tiny_sdxl(folder: Path, *, seed: int = 0, sample_size: int = 8) -> Path:
+def make_tiny_sdxl(
+    folder: Path, *, seed: int = 0, sample_size: int = 8, in_channels: int = 4
+) -> Path:
     """Write a tiny SDXL pipeline in diffusers' folder layout.
 
     It has two text encoders of different widths, pooled embeddings and the conditioning on
@@ -136,6 +138,7 @@ def make_tiny_sdxl(folder: Path, *, seed: int = 0, sample_size: int = 8) -> Path
         folder: Where the pipeline goes; made if absent.
         seed: Seed of the random weights; the global random state is left alone.
         sample_size: Side of the latents; pictures are eight times as large.
+        in_channels: What the UNet reads: 4, or 9 for one made for inpainting.
 
     Returns:
         The folder.
@@ -169,6 +172,7 @@ def make_tiny_sdxl(folder: Path, *, seed: int = 0, sample_size: int = 8) -> Path
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
             sample_size=sample_size,
+            in_channels=in_channels,
             block_out_channels=(32, 64),
             layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),

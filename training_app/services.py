@@ -106,6 +106,13 @@ def _find_base(user: User, base_model_id: int | None) -> DiffusionModel:
         raise Problem("model_not_found", message, status=404, fields={"base_model_id": [message]})
     if base.type != DiffusionModel.Type.BASE:
         _refuse_base("model_incompatible", _("Training starts from a base model; this is not one."))
+    if base.is_inpainting:
+        # Its UNet learned with masks, which the pictures of a dataset do not have.
+        message = _(
+            "“%(model)s” paints parts of pictures only and cannot be trained here. Choose a base "
+            "model that paints whole pictures."
+        ) % {"model": base.shown_title}
+        _refuse_base("model_incompatible", message)
     if not DiffusionModel.objects.usable_by(user).filter(pk=base.pk).exists():
         problem = unavailable(base)
         problem.fields = {"base_model_id": [problem.detail]}

@@ -137,7 +137,9 @@ def _like(user: User, pk: str) -> TrainingJob | None:
 def _best_base(user: User) -> str:
     """Return the id of the base that is chosen beforehand: the largest that is ready here."""
     usable = DiffusionModel.objects.usable_by(user).filter(
-        type=DiffusionModel.Type.BASE, architecture__in=TRAINABLE_ARCHITECTURES
+        type=DiffusionModel.Type.BASE,
+        architecture__in=TRAINABLE_ARCHITECTURES,
+        is_inpainting=False,
     )
     best = usable.order_by("-size_bytes", "-created_at", "-pk").first()
     return str(best.pk) if best else ""
@@ -146,7 +148,9 @@ def _best_base(user: User) -> str:
 def _review(user: User, chosen: QueryDict) -> dict[str, Any]:
     """Resolve what the form holds: the settings, what they mean, and what is in the way."""
     dataset = _visible(_datasets(user), chosen.get("dataset_id", ""))
-    usable = DiffusionModel.objects.usable_by(user).filter(type=DiffusionModel.Type.BASE)
+    usable = DiffusionModel.objects.usable_by(user).filter(
+        type=DiffusionModel.Type.BASE, is_inpainting=False
+    )
     base = _visible(usable, chosen.get("base_model_id", ""))
     context: dict[str, Any] = {"dataset": dataset, "base": base, "problems": []}
     if dataset is None or base is None:

@@ -192,7 +192,7 @@ class Checkpoints(A1111View):
     def get(self, request: Request) -> Response:
         """List them."""
         user = signed_in(request)
-        models = named(user, usable_models(user))
+        models = named(user, usable_models(user, with_masks=True))
         models.sort(key=lambda pair: pair[1].type != DiffusionModel.Type.BASE)
         return Response([shapes.checkpoint(name, model) for name, model in models])
 
@@ -229,7 +229,7 @@ class Options(A1111View):
     def get(self, request: Request) -> Response:
         """Show which model is used when a request names none."""
         user = signed_in(request)
-        models = usable_models(user)
+        models = usable_models(user, with_masks=True)
         try:
             chosen = checkpoint_of(user)
         except Problem:

@@ -12,10 +12,16 @@ from studio_project.api import Problem
 from studio_project.models import User
 
 
-def usable_models(user: User) -> list[DiffusionModel]:
-    """Return what this user can paint with now, newest first."""
+def usable_models(user: User, *, with_masks: bool = False) -> list[DiffusionModel]:
+    """Return what this user can paint with now, newest first.
+
+    Args:
+        user: Who asks.
+        with_masks: Whether what paints parts of pictures only is of use to them.
+    """
     rows = DiffusionModel.objects.usable_by(user).select_related("owner")
-    return list(rows.filter(architecture__in=MODES["text-to-image"].architectures))
+    rows = rows.filter(architecture__in=MODES["text-to-image"].architectures)
+    return list(rows if with_masks else rows.exclude(is_inpainting=True))
 
 
 def named(user: User, models: list[DiffusionModel]) -> list[tuple[str, DiffusionModel]]:

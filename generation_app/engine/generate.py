@@ -26,6 +26,7 @@ from generation_app.engine.denoise import (
     needs_negative,
     require_finite,
 )
+from generation_app.engine.errors import EngineError
 from generation_app.engine.metadata import save_picture
 from generation_app.engine.order import Order
 from generation_app.engine.pipelines import WarmPipeline
@@ -142,6 +143,8 @@ class Pictures(Work):
         """Prepare what all seeds of the request share, and return how each of them starts."""
         pipe, request, files = self._warm.pipe, self._request, self._order.inputs
         steps, size = request.num_inference_steps, (request.width, request.height)
+        if starts.reads_holes(pipe) and not isinstance(request, InpaintRequest):
+            raise EngineError("invalid_request", field="model", reason="needs_mask")
         if not isinstance(request, ImageToImageRequest):
             return lambda scheduler, generator: starts.from_noise(
                 pipe, scheduler, num_inference_steps=steps, size=size, generator=generator

@@ -204,6 +204,11 @@ class Mode:
     inputs: tuple[str, ...] = ()
     denoising_strength: str = ""
 
+    @property
+    def takes_inpainting_models(self) -> bool:
+        """Whether it gives the mask that a UNet made for inpainting cannot do without."""
+        return "mask_image" in self.inputs
+
 
 MODES: dict[str, Mode] = {
     "text-to-image": Mode(TextToImageRequest, _PICTURES, (), "hires_strength"),

@@ -110,10 +110,7 @@ def from_noise(
     unet = pipe.unet
     timesteps = set_timesteps(scheduler, num_inference_steps, 1.0, unet.device)
     noise = _noise(pipe, size, generator)
-    latents = noise * scheduler.init_noise_sigma
-    if not reads_holes(pipe):
-        return Start(latents, timesteps)
-    return Start(latents, timesteps, _everything(pipe, noise, generator))
+    return Start(noise * scheduler.init_noise_sigma, timesteps)
 
 
 def from_latents(
@@ -138,21 +135,7 @@ def from_latents(
     unet = pipe.unet
     timesteps = set_timesteps(scheduler, num_inference_steps, strength, unet.device)
     noise = randn_tensor(latents.shape, generator=generator, device=unet.device, dtype=unet.dtype)
-    noisy = scheduler.add_noise(latents, noise, timesteps[:1])
-    if not reads_holes(pipe):
-        return Start(noisy, timesteps)
-    return Start(noisy, timesteps, _everything(pipe, noise, generator))
-
-
-def _everything(pipe: Any, noise: torch.Tensor, generator: torch.Generator) -> Hole:
-    """Make the hole that is the whole picture: what a UNet made for inpainting paints otherwise."""
-    factor = pipe.vae_scale_factor
-    height, width = noise.shape[-2] * factor, noise.shape[-1] * factor
-    # Laid out as pictures come from files, so that the VAE rounds as in plain diffusers.
-    grey = torch.zeros(1, height, width, 3).permute(0, 3, 1, 2)
-    mask = torch.ones_like(noise[:, :1])
-    told = torch.cat([mask, EncodedPicture(pipe, grey).draw(generator)], dim=1)
-    return Hole(mask, None, noise, told)
+    return Start(scheduler.add_noise(latents, noise, timesteps[:1]), timesteps)
 
 
 class HoledPicture:

@@ -14,7 +14,7 @@ from models_app.inspection import sha256_of
 from tests.e2e.site import Site, poll
 from tests.e2e.test_browser import _sign_up
 from tests.generation_app.engine.conftest import make_lora
-from tests.tiny import make_tiny_svd
+from tests.tiny import make_tiny_sd, make_tiny_svd
 
 ROOT = Path(__file__).resolve().parents[2]
 PAINTED_MS = 120_000
@@ -62,6 +62,20 @@ def mover(site: Site, tmp_path: Path) -> Iterator[None]:
         "-c",
         "from models_app.models import DiffusionModel as M\n"
         "M.objects.filter(name='tiny-mover').update(is_active=False)",
+    )
+
+
+@pytest.fixture
+def painter(site: Site, tmp_path: Path) -> Iterator[None]:
+    """A base for inpainting, added as an administrator adds one."""
+    folder = make_tiny_sd(tmp_path / "nine", in_channels=9)
+    site.manage("add_model", str(folder), "--name", "tiny-painter", "--title", "Tiny painter")
+    yield
+    site.manage(
+        "shell",
+        "-c",
+        "from models_app.models import DiffusionModel as M\n"
+        "M.objects.filter(name='tiny-painter').delete()",
     )
 
 
@@ -125,7 +139,7 @@ def _slide(page: Page, selector: str, value: str) -> None:
 
 
 def test_a_dropped_picture_is_painted_over_and_a_part_of_it_anew(
-    generate: Page, picture: Path
+    painter: None, generate: Page, picture: Path
 ) -> None:
     page = generate
     page.locator("[data-mode=image-to-image]").click()
@@ -167,14 +181,22 @@ def test_a_dropped_picture_is_painted_over_and_a_part_of_it_anew(
     page.click("#source-larger")
     expect(page.locator("#source-done")).to_be_visible()
     page.click("#source-done")
+    page.click("#model-input")
+    page.get_by_role("option", name=re.compile("Tiny painter")).click()
     _paint(page, 2)
     page.click("#mask-clear")
     assert page.evaluate(painted) == 0
 
     # Reuse all brings the mode, the picture and the mask back.
     page.locator("[data-mode=text-to-image]").click()
+    # What paints parts only is not offered here: the model that was chosen before it is back.
+    expect(page.locator("#model-input")).to_have_value(re.compile("Starter"))
+    page.click("#model-input")
+    expect(page.get_by_role("option", name=re.compile("Starter"))).to_be_visible()
+    expect(page.get_by_role("option", name=re.compile("Tiny painter"))).to_have_count(0)
     page.click("#reuse")
     expect(page.locator("[data-mode=inpaint]")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#model-input")).to_have_value("Tiny painter")
     poll(lambda: page.evaluate(painted) > 0, seconds=10, what="the mask to come back")
 
 

@@ -356,3 +356,24 @@ def test_an_estimate_looks_at_measures_alone(
     assert not InputPicture.objects.exists()
     for refused in (api(bob).post(path, body), api(alice).post(path, {**body, "image": None})):
         assert list(refused.json()["errors"]) == ["image"]
+
+
+def test_a_base_for_inpainting_asks_for_a_mask(api: Api, alice: User, base: DiffusionModel) -> None:
+    client = api(alice)
+    painter, lora = make_base("Painter", is_inpainting=True), make_lora(alice, base)
+    image = {"upload_id": upload(client, picture("red")).json()["id"]}
+    mask = {"upload_id": upload(client, picture("white")).json()["id"]}
+    for mode in ("text-to-image", *MODES):
+        started = {} if mode == "text-to-image" else {"image": image}
+        started |= {"mask_image": mask} if mode == "inpaint" else {}
+        answer = ask(client, mode, **started, model=painter.pk, loras=[{"model": lora.pk}])
+        if mode == "inpaint":
+            assert (answer.status_code, answer.json()["loras"][0]["name"]) == (202, "Fox")
+            continue
+        problem = answer.json()
+        assert (answer.status_code, problem["code"]) == (400, "model_incompatible")
+        [told] = problem["errors"]["model"]
+        assert "the mode “inpaint” with a picture and its mask" in told["message"]
+    modes = client.get("/api/options/").json()["modes"]
+    assert [name for name, mode in modes.items() if mode["takes_inpainting_models"]] == ["inpaint"]
+    assert modes["inpaint"]["inputs"] == ["image", "mask_image"]

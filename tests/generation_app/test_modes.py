@@ -16,8 +16,14 @@ from models_app.models import DiffusionModel
 from studio_project import storage
 from studio_project.api import Problem
 from studio_project.models import User, Worker
-from tests.factories import content_of, make_base, make_base_of, make_generation, make_image
-from tests.tiny import make_tiny_svd
+from tests.factories import (
+    content_of,
+    make_base,
+    make_base_of,
+    make_generation,
+    make_image,
+)
+from tests.tiny import make_tiny_sd, make_tiny_svd
 
 Status = GenerationJob.Status
 QUICK = {"prompt": "a fox", "width": 64, "height": 64, "num_inference_steps": 4, "seed": 5}
@@ -71,20 +77,29 @@ def opened(image: GeneratedImage) -> Image.Image:
 
 def test_pictures_from_a_picture_and_into_a_hole(
     worker: Worker, tiny_base: DiffusionModel, alice: User, picture: InputPicture,
-    mask: InputPicture,
+    mask: InputPicture, tmp_path: Path,
 ) -> None:  # fmt: skip
     image, hole = {"upload_id": picture.pk}, {"upload_id": mask.pk}
+    folder = make_tiny_sd(tmp_path / "nine", in_channels=9)
+    painter = make_base_of(folder, "Painter", is_inpainting=True)
     over = submit(alice, "image-to-image", tiny_base, image=image, strength=0.5, num_images=2)
     into = submit(alice, "inpaint", tiny_base, image=image, mask_image=hole, mask_blur=0)
-    assert (over.total_steps, into.total_steps) == (4, 3)
+    made_for_it = submit(
+        alice, "inpaint", painter, image=image, mask_image=hole, mask_blur=0, num_images=2
+    )
+    assert (over.total_steps, into.total_steps, made_for_it.total_steps) == (4, 3, 6)
+    assert made_for_it.joint_key == ""
     done(into)
+    done(made_for_it)
+    assert (made_for_it.step, made_for_it.images.count()) == (6, 2)
     over.refresh_from_db()
     assert (over.status, over.step, over.total_steps) == (Status.COMPLETED, 4, 4)
     assert [made.parameters["strength"] for made in over.images.all()] == [0.5, 0.5]
     before = Image.open(BytesIO(content_of(picture.key)))
-    after = opened(into.images.get())
-    assert after.crop((0, 42, 64, 64)).tobytes() == before.crop((0, 42, 64, 64)).tobytes()
-    assert after.tobytes() != before.tobytes()
+    for made in (into.images.get(), *made_for_it.images.all()):
+        after = opened(made)
+        assert after.crop((0, 42, 64, 64)).tobytes() == before.crop((0, 42, 64, 64)).tobytes()
+        assert after.tobytes() != before.tobytes()
 
 
 def test_a_hires_pass_variations_and_formats(

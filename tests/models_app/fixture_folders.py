@@ -39,14 +39,24 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value))
 
 
-def write_pipeline(folder: Path, architecture: str = "sd1", *, fill: int = 0) -> Path:
-    """Write a folder that looks like a pipeline of this family, with a few weights."""
+def write_pipeline(
+    folder: Path, architecture: str = "sd1", *, fill: int = 0, channels: int = 0, name: str = ""
+) -> Path:
+    """Write a folder that looks like a pipeline of this family, with a few weights.
+
+    Args:
+        folder: Where it goes.
+        architecture: The family.
+        fill: Every byte of the weights.
+        channels: What the UNet reads; 0 for the family's own.
+        name: Of the pipeline's class; the family's own if empty.
+    """
     video, large = architecture == "svd", architecture == "sdxl"
     width = {"sd1": 32, "sd2": 1024, "sdxl": 64, "svd": 32}[architecture]
-    channels = 8 if video else 4
+    channels = channels or (8 if video else 4)
     pipeline = {"sdxl": "StableDiffusionXLPipeline", "svd": "StableVideoDiffusionPipeline"}
     index: dict[str, Any] = {
-        "_class_name": pipeline.get(architecture, "StableDiffusionPipeline"),
+        "_class_name": name or pipeline.get(architecture, "StableDiffusionPipeline"),
         "_diffusers_version": "0.42.1",
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],

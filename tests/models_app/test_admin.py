@@ -107,8 +107,11 @@ def test_lists_search_and_filter(
     browser: Browser, make_base: Make, make_lora: Make, alice: User, staff: User
 ) -> None:
     make_base("photo")
+    make_base("painter", is_inpainting=True)
     make_lora(alice, title="Red fox")
     client = browser(staff)
+    shown = client.get(LIST, {"is_inpainting__exact": "1"}).content.decode()
+    assert "painter" in shown and "photo" not in shown and "For inpainting" in shown
     assert "Red fox" in client.get(LIST, {"q": "alice"}).content.decode()
     assert "Red fox" not in client.get(LIST, {"type__exact": "base_model"}).content.decode()
     # Models are neither made nor deleted here: their files would not follow.

@@ -28,7 +28,7 @@ FIELDS = {
     "id", "name", "title", "type", "category", "architecture", "path", "is_active", "created_at",
     "base_model", "base_model_title", "owner", "visibility", "trigger_words", "description",
     "thumbnail_url", "default_settings", "size_bytes", "sha256", "availability",
-    "availability_detail", "usable", "is_adapter", "source", "licence", "version",
+    "availability_detail", "usable", "is_adapter", "is_inpainting", "source", "licence", "version",
 }  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def test_numbers_that_no_database_holds_are_not_found(api: Api, alice: User) -> 
 def test_lists_filter(api: Api, make_base: Make, make_lora: Make, alice: User, bob: User) -> None:
     base = make_base("photo-base")
     video = make_base("clips", category="video", architecture="svd")
-    remote = make_base("far", availability="remote", path="")
+    remote = make_base("far", availability="remote", path="", is_inpainting=True)
     mine = make_lora(alice, title="Red fox", trigger_words=["sks café"], base_model=base)
     other = make_lora(bob, type="dreambooth", visibility="shared", base_model=video)
     off = make_base("off", is_active=False)
@@ -120,6 +120,8 @@ def test_lists_filter(api: Api, make_base: Make, make_lora: Make, alice: User, b
     assert listed(client, is_adapter="true") == {mine.pk, other.pk}
     assert listed(client, is_adapter="false") == every - {mine.pk, other.pk}
     assert listed(client, base_model=base.pk) == {mine.pk}
+    assert listed(client, is_inpainting="true") == {remote.pk}
+    assert listed(client, is_inpainting="false") == every - {remote.pk}
     assert listed(client, owner="me") == {mine.pk}
     assert listed(client, owner="site") == every - {mine.pk, other.pk}
     assert listed(client, availability="remote") == listed(client, status="remote") == {remote.pk}

@@ -34,6 +34,19 @@ def test_recognises_each_family(
     assert report.prediction_type == "epsilon"
 
 
+@pytest.mark.parametrize("architecture", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("channels", [4, 9])
+@pytest.mark.parametrize("suffix", ["Pipeline", "InpaintPipeline"])
+def test_the_unet_tells_what_is_for_inpainting(
+    tmp_path: Path, architecture: str, channels: int, suffix: str
+) -> None:
+    name = ("StableDiffusionXL" if architecture == "sdxl" else "StableDiffusion") + suffix
+    report = inspect_folder(write_pipeline(tmp_path, architecture, channels=channels, name=name))
+    assert report.architecture == architecture
+    assert report.is_inpainting is (channels == 9)
+    assert report.model_index["_class_name"] == name
+
+
 def test_reads_the_prediction_type(tmp_path: Path) -> None:
     write_pipeline(tmp_path, "sd2")
     write_json(tmp_path / "scheduler/scheduler_config.json", {"prediction_type": "v_prediction"})
@@ -138,8 +151,12 @@ def _no_vocabulary(folder: Path) -> None:
     (folder / "tokenizer/merges.txt").unlink()
 
 
-def _inpainting(folder: Path) -> None:
-    write_json(folder / "unet/config.json", {"in_channels": 9, "cross_attention_dim": 32})
+def _editing(folder: Path) -> None:
+    write_pipeline(folder, channels=8)
+
+
+def _clips_with_masks(folder: Path) -> None:
+    write_pipeline(folder, "svd", channels=9)
 
 
 def _other_weights(folder: Path) -> None:
@@ -172,7 +189,8 @@ def _no_sample_size(folder: Path) -> None:
         (_no_text_encoder, "files_missing"),
         (_no_weights, "files_missing"),
         (_no_vocabulary, "files_missing"),
-        (_inpainting, "unsupported_pipeline"),
+        (_editing, "unsupported_pipeline"),
+        (_clips_with_masks, "unsupported_pipeline"),
         (_other_weights, "weights_invalid"),
         (_other_text_encoder, "config_invalid"),
         (_nan, "config_invalid"),

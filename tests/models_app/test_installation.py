@@ -57,6 +57,8 @@ def test_seeding_makes_every_known_model(starter: Path) -> None:
         xl.default_settings
     )
     assert DiffusionModel.objects.get(architecture="svd").category == "video"
+    painter = DiffusionModel.objects.get(is_inpainting=True)
+    assert painter.name == "stable-diffusion-xl-1.0-inpainting-0.1"
     ready = DiffusionModel.objects.get(availability="ready")
     assert ready.name == STARTER.name
     assert "practice model" in ready.title
@@ -206,6 +208,14 @@ def test_a_folder_becomes_a_shared_base(tmp_path: Path, architecture: str) -> No
     assert "_class_name" in kept
 
 
+@pytest.mark.parametrize("architecture", ["sd1", "sd2", "sdxl"])
+def test_a_folder_for_inpainting_is_known_as_such(tmp_path: Path, architecture: str) -> None:
+    out = run("add_model", write_pipeline(tmp_path / "painter", architecture, channels=9))
+    model = DiffusionModel.objects.get()
+    assert (model.architecture, model.is_inpainting, model.is_ready) == (architecture, True, True)
+    assert "for inpainting" in out
+
+
 def test_a_real_pipeline_loads_from_the_storage(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from diffusers import StableDiffusionPipeline
@@ -301,6 +311,20 @@ def test_a_remote_model_is_fetched(
     assert [event["availability"] for _, event in sent] == ["downloading", "ready"]
     assert not any((tmp_path / "work/hub").iterdir())
     assert "here already" in fetch(str(remote.pk))
+
+
+def test_what_is_fetched_tells_itself_that_it_is_for_inpainting(
+    make_base: Make, tmp_path: Path, settings: Any
+) -> None:
+    source = write_pipeline(tmp_path / "source", channels=9, name="StableDiffusionInpaintPipeline")
+    with serving(FakeHub(contents_of(source))) as fake:
+        settings.STUDIO_HUB_ENDPOINT, settings.STUDIO_HUB_TOKEN = fake.endpoint, ""
+        model = make_base(
+            "hole", availability="remote", path="", source=fake.repository, revision=REVISION
+        )
+        fetch("hole")
+    model.refresh_from_db()
+    assert (model.availability, model.is_inpainting) == ("ready", True)
 
 
 def test_a_broken_connection_is_survived(remote: DiffusionModel, hub: FakeHub) -> None:

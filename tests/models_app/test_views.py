@@ -55,9 +55,14 @@ def test_a_model_that_is_not_here_says_why_and_offers_no_use(browser: Browser, a
 
 
 def test_a_ready_model_can_be_used_from_its_card(browser: Browser, alice: User) -> None:
-    base = make_base()
-    page = browser(alice).get("/models").content.decode()
-    assert f"/text-to-image?model={base.pk}" in page
+    base, painter = make_base(), make_base("Painter", is_inpainting=True)
+    client = browser(alice)
+    page = client.get("/models").content.decode()
+    assert f'/text-to-image?model={base.pk}"' in page
+    assert f'/text-to-image?model={painter.pk}&amp;mode=inpaint"' in page
+    details = [client.get(f"/models/{row.pk}").content.decode() for row in (base, painter)]
+    assert ["for parts of pictures" in detail for detail in details] == [False, True]
+    assert ["Train on it" in detail for detail in details] == [True, False]
 
 
 def test_list_costs_the_same_for_two_and_for_twenty(

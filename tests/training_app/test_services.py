@@ -68,6 +68,7 @@ def test_another_users_model_is_not_found(alice: User, bob: User) -> None:
         ({"is_active": False}, "model_unavailable"),
         ({"availability": "remote", "path": ""}, "model_unavailable"),
         ({"architecture": "svd", "category": "video"}, "method_unavailable"),
+        ({"is_inpainting": True}, "model_incompatible"),
     ],
 )
 def test_a_base_that_cannot_be_trained_is_refused(

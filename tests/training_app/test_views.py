@@ -104,6 +104,7 @@ def test_form_chooses_the_best_ready_base_beforehand(browser: Browser, alice: Us
     best = make_base("Large", size_bytes=1000)
     make_base("Remote", availability="remote", path="", size_bytes=5000)
     make_base("Other family", architecture="svd", size_bytes=9000)
+    make_base("Painter", is_inpainting=True, size_bytes=9000)
     page = browser(alice).get("/training/new")
     assert page.context["base"] == str(best.pk)
     assert f'value="{best.pk}"' in page.content.decode()

@@ -17,8 +17,8 @@ class Command(BaseCommand):
     """Inspects a folder, copies what is needed into the storage and shares it with everyone."""
 
     help = (
-        "Adds a diffusers folder (Stable Diffusion 1.x, 2.x, XL or Video) as a base model that "
-        "everyone may use. The folder is copied and not needed afterwards."
+        "Adds a diffusers folder (Stable Diffusion 1.x, 2.x or XL, for inpainting too, or Video) "
+        "as a base model that everyone may use. The folder is copied and not needed afterwards."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -45,7 +45,8 @@ class Command(BaseCommand):
             raise CommandError(f"{problem.detail} {problem.hint}") from problem
         self.stdout.write(
             self.style.SUCCESS(
-                f"{model.name} is ready: {model.get_architecture_display()}, "
+                f"{model.name} is ready: {model.get_architecture_display()}"
+                f"{' for inpainting' * model.is_inpainting}, "
                 f"{report.prediction_type} prediction, {report.width}×{report.height} pixels, "
                 f"{model.size_bytes / 1e6:.0f} MB."
             )

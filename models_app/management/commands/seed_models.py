@@ -15,7 +15,7 @@ from studio_project.api import Problem
 
 
 class Command(BaseCommand):
-    """Registers Stable Diffusion 1.5, XL and Video as remote, and the starter as ready."""
+    """Registers the known models of hubs as remote, and the starter as ready."""
 
     help = (
         "Registers the known base models and installs the starter model. Safe to repeat: what "

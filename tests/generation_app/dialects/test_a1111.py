@@ -264,6 +264,21 @@ def test_with_a_mask_it_is_inpainting(
         assert Image.open(file).convert("L").getextrema() == (255, 255)
 
 
+def test_a_model_for_inpainting_is_chosen_with_a_mask_only(
+    bearer: Client, alice: User, ended: Ended
+) -> None:
+    waited, client = ended(), bearer(alice)
+    painter = make_base("Painter", is_inpainting=True)
+    [listed] = client.get("/sdapi/v1/sd-models").json()
+    chosen = {"override_settings": {"sd_model_checkpoint": listed["title"]}}
+    body = {**chosen, "init_images": [encoded("red")]}
+    for path, given in (("txt2img", chosen), ("img2img", body)):
+        answer = client.post(f"/sdapi/v1/{path}", {"prompt": "x", **given})
+        assert answer.json()["error"] == "model_incompatible"
+    client.post("/sdapi/v1/img2img", {**body, "mask": encoded("white")})
+    assert [job.model for job in waited] == [painter]
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [

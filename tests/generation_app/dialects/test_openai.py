@@ -90,8 +90,11 @@ def test_without_a_model_the_largest_ready_base_paints(
     large = make_base("Large", size_bytes=10**9)
     make_base("Larger", size_bytes=10**10, is_active=False)
     make_base("Film", size_bytes=10**11, architecture="svd", category="video")
-    paint(bearer(alice))
+    make_base("Painter", size_bytes=10**11, is_inpainting=True)
+    client = bearer(alice)
+    paint(client)
     assert waited[0].model == large
+    assert {row["id"] for row in client.get("/v1/models").json()["data"]} == {"Base", "Large"}
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]
         "sd2": make_tiny_sd(folder / "sd2", prediction_type="v_prediction", seed=1),
         "sdxl": make_tiny_sdxl(folder / "sdxl"),
         "nine": make_tiny_sd(folder / "nine", in_channels=9, seed=2),
+        "nine_xl": make_tiny_sdxl(folder / "nine_xl", in_channels=9, seed=3),
     }
 
 
@@ -78,7 +79,7 @@ def ask(order: Order, bases: dict[str, Path]) -> Order:
     """Make a request to one of the bases."""
 
     def make(base: str, **changes: Any) -> dict[str, Any]:
-        architecture = "sd1" if base == "nine" else base
+        architecture = {"nine": "sd1", "nine_xl": "sdxl"}.get(base, base)
         return order(
             base_folder=str(bases[base]),
             base_sha256=base,
@@ -105,6 +106,9 @@ def plain(kind: type, message: dict[str, Any], seed: int = 11, **given: Any) -> 
     parts = {name: part for name, part in whole.components.items() if name != "image_encoder"}
     pipe = kind(**parts, **extra)
     pipe.set_progress_bar_config(disable=True)
+    for lora in message["loras"]:
+        pipe.load_lora_weights(lora["path"], adapter_name="worn")
+        pipe.set_adapters("worn", lora["weight"])
     steps = given.pop("num_inference_steps", message["num_inference_steps"])
     pipe.scheduler = build_scheduler(message["scheduler"], whole.scheduler.config, steps)
     made = pipe(
@@ -124,7 +128,7 @@ def img2img_of(base: str) -> type:
 
 
 def inpaint_of(base: str) -> type:
-    return StableDiffusionXLInpaintPipeline if base == "sdxl" else StableDiffusionInpaintPipeline
+    return StableDiffusionXLInpaintPipeline if "xl" in base else StableDiffusionInpaintPipeline
 
 
 # --- image to image -------------------------------------------------------------------------------
@@ -184,7 +188,7 @@ def test_a_picture_of_another_shape_is_cut_around_its_middle(
 
 
 # --- inpainting -----------------------------------------------------------------------------------
-@pytest.mark.parametrize("base", ["sd1", "sd2", "sdxl", "nine"])
+@pytest.mark.parametrize("base", ["sd1", "sd2", "sdxl", "nine", "nine_xl"])
 @pytest.mark.parametrize(("strength", "scheduler"), [(0.6, "euler_a"), (1.0, "ddim")])
 def test_inpainting_equals_plain_diffusers(
     engine: Engine, ask: Order, picture: Path, mask: Path, base: str, strength: float,
@@ -208,17 +212,45 @@ def test_inpainting_equals_plain_diffusers(
     assert not np.array_equal(made[20:40, 26:46], before[20:40, 26:46])
 
 
-def test_a_model_for_inpainting_also_paints_from_words_and_pictures(
-    engine: Engine, ask: Order, picture: Path
+@pytest.mark.parametrize("base", ["nine", "nine_xl"])
+def test_a_model_for_inpainting_paints_nothing_else(
+    engine: Engine, ask: Order, picture: Path, mask: Path, base: str
 ) -> None:
-    message = ask("nine", mode="text-to-image")
+    for mode in ("text-to-image", "image-to-image"):
+        with pytest.raises(EngineError) as caught:
+            paint(engine, ask(base, mode=mode, image=str(picture)))
+        assert caught.value.params == {"field": "model", "reason": "needs_mask"}
+    files = {"image": str(picture), "mask_image": str(mask)}
+    assert paint(engine, ask(base, mode="inpaint", **files))[0]
+
+
+def test_a_lora_of_the_family_is_worn_by_a_model_for_inpainting(
+    engine: Engine, ask: Order, picture: Path, mask: Path, lora: Path
+) -> None:
+    files = {"image": str(picture), "mask_image": str(mask)}
+    given = {"mode": "inpaint", "strength": 0.6, "mask_blur": 0, **files}
+    message = ask("nine", loras=[(lora, 0.8)], **given)
     [made], _ = paint(engine, message)
-    white = Image.new("L", SIZE, 255)
-    given = {"image": Image.open(picture), "mask_image": white, "strength": 1.0}
+    image, hole = Image.open(picture), Image.open(mask)
     sizes = {"width": SIZE[0], "height": SIZE[1]}
-    assert np.array_equal(made, plain(StableDiffusionInpaintPipeline, message, **given, **sizes))
-    [again], _ = paint(engine, ask("nine", mode="image-to-image", image=str(picture)))
-    assert not np.array_equal(again, made)
+    raw = plain(
+        StableDiffusionInpaintPipeline, message, image=image, mask_image=hole, strength=0.6, **sizes
+    )
+    inside = np.array(hole) > 0
+    assert np.array_equal(made[inside], np.array(raw)[inside])
+    [bare], _ = paint(engine, ask("nine", **given))
+    assert not np.array_equal(made, bare)
+
+
+def test_pictures_of_one_request_share_the_unet_of_a_model_for_inpainting(
+    engine: Engine, ask: Order, picture: Path, mask: Path
+) -> None:
+    files = {"image": str(picture), "mask_image": str(mask)}
+    given = {"mode": "inpaint", "strength": 0.6, "seeds": [5, 6], **files}
+    apart, _ = paint(engine, ask("nine", **given))
+    beside, line = paint(engine, ask("nine", together=2, preview=True, **given))
+    assert np.abs(np.int16(apart) - np.int16(beside)).max() <= 2
+    assert line.of("preview")
 
 
 def test_a_mask_of_another_size_is_refused(

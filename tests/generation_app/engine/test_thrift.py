@@ -16,7 +16,7 @@ from generation_app.engine.footprint import USABLE_SHARE, Measures, Need, peak_b
 from generation_app.engine.pipelines import WarmPipeline, take_room
 from generation_app.engine.resident import Engine
 from tests.generation_app.engine.conftest import Recorder
-from tests.tiny import make_tiny_svd
+from tests.tiny import make_tiny_sd, make_tiny_svd
 
 Order = Callable[..., dict[str, Any]]
 Limit = Callable[[torch.Tensor], bool]
@@ -97,6 +97,23 @@ def test_the_halves_of_guidance_go_one_after_the_other(
     assert 2 not in seen
     paint(engine, order(width=128))
     assert 2 in seen
+
+
+def test_what_a_unet_is_told_of_a_hole_is_cut_with_its_rows(
+    order: Order, limit: Any, tmp_path: Path
+) -> None:
+    engine, files = Engine(), {}
+    for name, colour in (("image", "teal"), ("mask_image", "white")):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{name}.png")
+        files[name] = str(tmp_path / f"{name}.png")
+    folder = make_tiny_sd(tmp_path / "nine", in_channels=9)
+    message = order(mode="inpaint", base_folder=str(folder), **files)
+    before, notes = paint(engine, message)
+    assert notes == []
+    limit(warm_of(engine).pipe.unet.conv_in, lambda x: len(x) > 1)
+    after, notes = paint(engine, message)
+    assert notes == ["rows_apart"]
+    assert same(before, after)
 
 
 def test_a_picture_is_decoded_in_tiles(engine: Engine, order: Order, limit: Any) -> None:

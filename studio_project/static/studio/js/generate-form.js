@@ -68,6 +68,8 @@ export class GenerateForm {
     // The easel may stand in its dialog.
     document.getElementById("mask").hidden = mode !== "inpaint";
     for (const button of this.element.querySelectorAll("[data-mode]")) button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
+    // A base that paints parts only needs a mask.
+    this.picker.toggleAttribute("inpainting", mode === "inpaint");
     this.modelChanged();
     this.sourceChanged();
   }

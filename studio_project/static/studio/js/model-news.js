@@ -19,7 +19,7 @@ async function announceModel(event) {
   toast(interpolate(gettext("“%s” is ready."), [name]), {
     kind: "good",
     ms: 20000,
-    link: { href: `/text-to-image?model=${model.id}`, label: gettext("Use it now") },
+    link: { href: `/text-to-image?model=${model.id}${model.is_inpainting ? "&mode=inpaint" : ""}`, label: gettext("Use it now") },
   });
 }
 

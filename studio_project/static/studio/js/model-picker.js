@@ -2,7 +2,8 @@
  * `<model-picker>`: a combobox of models with picture, type, base and trigger word.
  *
  * Attributes: `name` (of the hidden field), `value` (an id), `types` (base_model, lora, …; empty for
- * all), `adapters` (only what is used on top of a base model), `architectures` (those that may be chosen), `category` (image), `label`, `input-id`.
+ * all), `adapters` (only what is used on top of a base model), `architectures` (those that may be chosen), `category` (image),
+ * `inpainting` (what paints parts of pictures only is offered too; may change), `label`, `input-id`.
  * Fires `change` when another model is chosen; `.model` is the chosen one.
  *
  * Long lists are searched by the API while one types. Models come and go live. One that cannot be
@@ -13,17 +14,16 @@ import { api } from "./api.js";
 import { announce, h, icon } from "./dom.js";
 import { on, watch } from "./live.js";
 import { MODEL_EVENTS } from "./model-news.js";
+import { placeBeside } from "./popover.js";
 import { architectureWord, typeWord } from "./words.js";
 
 const PAGE = 50;
 const TYPING_MS = 200;
-const EDGE = 8;
-const GAP = 4;
-const LEAST_ROOM = 220;
-const MOST_HEIGHT = 440;
 let instances = 0;
 
 class ModelPicker extends HTMLElement {
+  static observedAttributes = ["inpainting"];
+
   connectedCallback() {
     if (this.input) return;
     this.ids = `picker-${(instances += 1)}`;
@@ -38,6 +38,15 @@ class ModelPicker extends HTMLElement {
       watch(() => this.refresh()),
     ];
     this.refresh().then(() => this.restore());
+  }
+
+  /** What is not offered any more gives way to what was chosen before it. */
+  attributeChangedCallback() {
+    if (!this.model || this.isOffered(this.model)) return;
+    this.model = null;
+    this.hidden_.value = "";
+    if (this.whole) this.select(this.whole);
+    else this.restore();
   }
 
   disconnectedCallback() {
@@ -86,7 +95,7 @@ class ModelPicker extends HTMLElement {
     this.list = h("div", { class: "picker-list", id: `${this.ids}-list`, role: "listbox", "aria-label": this.getAttribute("label") ?? gettext("Model"), popover: "manual" });
     this.box = h("div", { class: "picker-box" }, this.face, this.input, icon("chevron-down"), this.about);
     this.append(this.hidden_, this.box, this.list);
-    this.place = () => this.position();
+    this.place = () => placeBeside(this.box, this.list);
     this.box.addEventListener("mousedown", (event) => {
       if (event.target !== this.input) event.preventDefault();
       this.input.focus();
@@ -122,6 +131,10 @@ class ModelPicker extends HTMLElement {
   isWanted(model) {
     const wants = this.wantedTypes();
     return model.category === (this.getAttribute("category") ?? "image") && (!wants.length || wants.includes(model.type)) && (!this.wantsAdapters || model.is_adapter);
+  }
+
+  isOffered(model) {
+    return !model.is_inpainting || this.hasAttribute("inpainting");
   }
 
   /** The first page of each group, so that base models are there however many LoRAs came later. */
@@ -191,6 +204,7 @@ class ModelPicker extends HTMLElement {
   }
 
   whyNot(model) {
+    if (!this.isOffered(model)) return gettext("It paints parts of pictures only.");
     const families = (this.getAttribute("architectures") ?? "").split(" ").filter(Boolean);
     if (families.length && !families.includes(model.architecture)) return gettext("Models of this family cannot be trained here yet.");
     if (model.usable === false || model.availability_detail) return model.availability_detail || gettext("It cannot be used at the moment.");
@@ -201,6 +215,7 @@ class ModelPicker extends HTMLElement {
   select(model, { quietly = false } = {}) {
     const other = this.model?.id !== model.id;
     this.model = model;
+    if (!model.is_inpainting) this.whole = model;
     this.hidden_.value = String(model.id);
     this.show(model);
     if (other) this.dispatchEvent(new CustomEvent("change", { bubbles: true, detail: { quietly } }));
@@ -221,6 +236,7 @@ class ModelPicker extends HTMLElement {
   words(model) {
     const parts = [typeWord(model.type)];
     parts.push(model.base_model ? model.base_model_title : architectureWord(model.architecture));
+    if (model.is_inpainting) parts.push(gettext("for parts of pictures"));
     if (model.trigger_words?.length) parts.push(model.trigger_words.join(", "));
     return parts.filter(Boolean).map((part, index) => h("span", { class: index === 1 ? "clip" : null }, part));
   }
@@ -232,28 +248,13 @@ class ModelPicker extends HTMLElement {
 
   open() {
     this.list.showPopover();
-    this.position();
+    this.place();
     addEventListener("scroll", this.place, { capture: true, passive: true });
     addEventListener("resize", this.place);
     this.input.setAttribute("aria-expanded", "true");
     this.found = null;
     this.render();
     this.move(this.shown.findIndex((model) => model.id === this.model?.id));
-  }
-
-  /** Put the list below the box, or above it where there is more room. */
-  position() {
-    const box = this.box.getBoundingClientRect();
-    const below = innerHeight - box.bottom - EDGE;
-    const above = box.top - EDGE;
-    const up = below < LEAST_ROOM && above > below;
-    Object.assign(this.list.style, {
-      left: `${Math.max(EDGE, Math.min(box.left, innerWidth - box.width - EDGE))}px`,
-      width: `${Math.min(box.width, innerWidth - 2 * EDGE)}px`,
-      top: up ? "auto" : `${box.bottom + GAP}px`,
-      bottom: up ? `${innerHeight - box.top + GAP}px` : "auto",
-      maxHeight: `${Math.min(MOST_HEIGHT, up ? above : below)}px`,
-    });
   }
 
   close() {
@@ -313,7 +314,7 @@ class ModelPicker extends HTMLElement {
 
   render() {
     const names = { mine: gettext("Mine"), shared: gettext("Shared"), base: gettext("Base models") };
-    this.shown = this.ordered(this.found ?? [...this.models.values()]);
+    this.shown = this.ordered((this.found ?? [...this.models.values()]).filter((model) => this.isOffered(model)));
     const groups = new Map();
     this.shown.forEach((model, index) => {
       const key = this.group(model);
