@@ -33,7 +33,7 @@ from studio_project.models import User
 
 FORMATS = ("url", "b64_json")
 # What OpenAI knows, and our own fields beside it (`extra_body` of its package).
-TAKEN = frozenset({"model", "prompt", "n", "size"}) | field_names("text-to-image")
+TAKEN = frozenset({"model", "prompt", "n", "size", "run_alone"}) | field_names("text-to-image")
 READ_HERE = frozenset({"response_format", "user", "stream"})
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 ONCE = OpenApiParameter("Idempotency-Key", OpenApiTypes.STR, OpenApiParameter.HEADER)

@@ -77,10 +77,12 @@ def test_unknown_fields_are_ignored_and_listed(
         user="u",
         size="auto",
         seed=5,
+        run_alone=True,
     )
     assert answer["ignored_fields"] == ["background", "quality"]
     values = waited[0].parameters
     assert (values["seed"], values["width"]) == (5, 64)  # our own field; the model's own size
+    assert values["run_alone"] is True
 
 
 def test_without_a_model_the_largest_ready_base_paints(

@@ -12,6 +12,13 @@ const KEPT = "studio.generate";
 const WORDS = new Set(["prompt", "negative_prompt", "seed", "model"]);
 const FROM_PICTURE = new Set(["image-to-image", "inpaint", "image-to-video"]);
 
+const valueOf = (field) => (field.type === "checkbox" ? field.checked : field.value);
+
+function fillIn(field, value) {
+  if (field.type === "checkbox") field.checked = Boolean(value);
+  else field.value = String(value ?? "");
+}
+
 export class GenerateForm {
   /** @param {{defaults: Object, mode: string, start: Object|null, onChanged: Function}} given */
   constructor(element, { defaults, mode, start, onChanged }) {
@@ -80,10 +87,10 @@ export class GenerateForm {
     if (kinds[0] === kinds[1]) return;
     const kept = [...this.touched].filter((name) => this.fields[name] && !WORDS.has(name));
     const before = this.other ?? {};
-    this.other = Object.fromEntries(kept.map((name) => [name, this.fields[name].value]));
+    this.other = Object.fromEntries(kept.map((name) => [name, valueOf(this.fields[name])]));
     for (const name of kept) this.touched.delete(name);
     for (const [name, value] of Object.entries(before)) {
-      this.fields[name].value = value;
+      fillIn(this.fields[name], value);
       this.touched.add(name);
     }
   }
@@ -122,7 +129,7 @@ export class GenerateForm {
   set(name, value) {
     const field = this.fields[name];
     if (!field) return;
-    field.value = value === null || value === undefined ? "" : String(value);
+    fillIn(field, value);
     this.changed(name);
   }
 
@@ -155,7 +162,7 @@ export class GenerateForm {
     this.setWeight(1);
     this.fields.negative_prompt.value = "";
     this.fields.seed.value = "";
-    this.hires.checked = false;
+    this.hires.checked = this.fields.run_alone.checked = false;
     this.loras.clear();
     this.modelChanged();
     this.sourceChanged();
@@ -190,7 +197,11 @@ export class GenerateForm {
     const sums = {
       size: [size, count].filter(Boolean).join(" · "),
       quality: isVideo ? steps : `${steps} · ${number(Number(value("guidance_scale")), 1)} · ${this.fields.scheduler.selectedOptions[0]?.textContent ?? ""}${larger}`,
-      advanced: `${value("seed") ? interpolate(gettext("seed %s"), [value("seed")]) : gettext("random seed")}${this.loras.count ? ` · ${this.loras.count} LoRA` : ""}`,
+      advanced: [
+        value("seed") ? interpolate(gettext("seed %s"), [value("seed")]) : gettext("random seed"),
+        this.loras.count && !isVideo ? `${this.loras.count} LoRA` : "",
+        this.fields.run_alone.checked && this.mode === "text-to-image" ? gettext("by itself") : "",
+      ].filter(Boolean).join(" · "),
     };
     for (const [name, text] of Object.entries(sums)) this.element.querySelector(`[data-sum=${name}]`).textContent = text;
     for (const output of this.element.querySelectorAll("output[data-of]")) {
@@ -216,7 +227,9 @@ export class GenerateForm {
     const body = { model: Number(this.picker.value) };
     for (const field of this.fields) {
       if (!field.name || field.name === "model" || this.isAway(field)) continue;
-      if (!("number" in field.dataset)) body[field.name] = field.value;
+      if (field.type === "checkbox") {
+        if (field.checked) body[field.name] = true;
+      } else if (!("number" in field.dataset)) body[field.name] = field.value;
       else if (field.value.trim() !== "") body[field.name] = Number(field.value);
     }
     const loras = this.loras.chosen();
@@ -269,7 +282,7 @@ export class GenerateForm {
   // --- what stays between visits --------------------------------------------------------------
   keep() {
     const values = {};
-    for (const name of this.touched) if (this.fields[name] && name !== "model") values[name] = this.fields[name].value;
+    for (const name of this.touched) if (this.fields[name] && name !== "model") values[name] = valueOf(this.fields[name]);
     values.prompt = this.fields.prompt.value;
     sessionStorage.setItem(KEPT, JSON.stringify({ values, mode: this.mode, hires: this.hires.checked }));
   }
@@ -278,7 +291,7 @@ export class GenerateForm {
     const { values = {}, mode, hires = false } = JSON.parse(sessionStorage.getItem(KEPT) ?? "{}");
     for (const [name, value] of Object.entries(values)) {
       if (!this.fields[name]) continue;
-      this.fields[name].value = value;
+      fillIn(this.fields[name], value);
       if (name !== "prompt") this.touched.add(name);
     }
     this.hires.checked = hires;
