@@ -9,15 +9,17 @@ import gc
 
 import torch
 
-# The CPU's allocator and CUDA's libraries have no exception class of their own.
-_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+from studio_project.child_protocol import OUT_OF_MEMORY_WORDS
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that memory ran out."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+    # The CPU's allocator and CUDA's libraries have no exception class of their own.
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in OUT_OF_MEMORY_WORDS
+    )
 
 
 def free_memory() -> None:

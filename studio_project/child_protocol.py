@@ -34,7 +34,17 @@ PARENT_CHECK_SECONDS = 1.0
 # How soon a child that stands aside hears that it shall stop.
 ASIDE_CHECK_SECONDS = 0.1
 EXIT_PARENT_GONE = 70
+EXIT_DEVICE_BROKEN = 72
 STOP_WAYS = frozenset({"cancel", "pause", "keep", "yield"})
+
+# How an error of a device says that it is only about memory.
+OUT_OF_MEMORY_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "ALLOC_FAILED",
+)
+_DEVICE_WORDS = ("CUDA error", "HIP error")
 
 _PR_SET_PDEATHSIG = 1
 
@@ -256,6 +266,30 @@ def error_of(exc: BaseException) -> tuple[str, dict[str, Any]]:
     return "internal", {"exception": type(exc).__name__}
 
 
+def is_device_broken(exc: BaseException) -> bool:
+    """Whether an exception, or what it came from, means that this process has lost its device.
+
+    After an illegal access, a failed assertion on the device or a memory fault every later call
+    fails like the first; only another process can use the device again.
+    """
+    seen: list[BaseException] = []
+    cause: BaseException | None = exc
+    while cause is not None and cause not in seen:
+        if _tells_of_device(cause):
+            return True
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _tells_of_device(exc: BaseException) -> bool:
+    text = str(exc)
+    if not isinstance(exc, RuntimeError) or any(word in text for word in OUT_OF_MEMORY_WORDS):
+        return False
+    names = {kind.__name__ for kind in type(exc).__mro__}
+    return "AcceleratorError" in names or any(word in text for word in _DEVICE_WORDS)
+
+
 def run_child(
     handler: Handler,
     *,
@@ -267,7 +301,8 @@ def run_child(
 
     Args:
         handler: Does one request and sends ``done`` or ``stopped`` itself. What it raises is
-            written to the log and answered with an ``error`` message.
+            written to the log and answered with an ``error`` message; but when the device is
+            broken this process ends without one, which is a crash: the job is tried again.
         once: End after the first request (a trainer) instead of staying (an engine).
         together: Does the ``requests`` of one command side by side, and answers each itself with
             its ``job_id``.
@@ -291,6 +326,9 @@ def run_child(
         except Exception as exc:
             traceback.print_exc()
             sys.stderr.flush()
+            if is_device_broken(exc):
+                # At once: a tidy end would speak to the device again.
+                os._exit(EXIT_DEVICE_BROKEN)
             code, params = error_of(exc)
             for job in _jobs_of(command) if name == "run" else ():
                 channel.send("error", code=code, params=params, **job)

@@ -25,7 +25,7 @@ from generation_app.engine.request import ImageToVideoRequest
 from generation_app.engine.video import Clips
 from generation_app.engine.work import Everyone, Line, OwnLine, SharedLine, Stopwatch, Work
 from models_app.device_memory import is_out_of_memory
-from studio_project.child_protocol import error_of
+from studio_project.child_protocol import error_of, is_device_broken
 
 
 class Engine:
@@ -76,6 +76,9 @@ class Engine:
         Args:
             line: Where messages go and stops come from.
             messages: The requests of the worker.
+
+        Raises:
+            Exception: The device is broken, and with it the engine; nobody is answered any more.
         """
         started = time.perf_counter()
         orders = _read_company(line, messages)
@@ -196,7 +199,13 @@ def _read_company(line: SharedLine, messages: Sequence[Mapping[str, Any]]) -> di
 
 
 def _answer_failure(line: Line, error: Exception) -> None:
-    """Tell what became of one request of a batch that has made nothing."""
+    """Tell what became of one request of a batch that has made nothing.
+
+    Raises:
+        Exception: The error itself, if it is the device's: no other request will do better.
+    """
+    if is_device_broken(error):
+        raise error
     if isinstance(error, StoppedError):
         line.send("stopped", how=error.how)
         return

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from studio_project import child_protocol
-from studio_project.child_protocol import Channel, ChildError, error_of
+from studio_project.child_protocol import Channel, ChildError, error_of, is_device_broken
 
 
 class OutOfMemoryError(RuntimeError):
@@ -31,6 +31,32 @@ class OutOfMemoryError(RuntimeError):
 )
 def test_an_exception_becomes_a_code(error: Exception, code: str) -> None:
     assert error_of(error)[0] == code
+
+
+class AcceleratorError(RuntimeError):
+    """Named like torch's."""
+
+
+def raised_from(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "is_broken"),
+    [
+        (AcceleratorError("uncorrectable ECC error encountered"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), True),
+        (raised_from(ChildError("model_incompatible"), AcceleratorError("assert")), True),
+        (AcceleratorError("CUDA error: out of memory"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), False),
+        (raised_from(ChildError("out_of_memory"), OutOfMemoryError("CUDA out of memory")), False),
+        (RuntimeError("shapes differ"), False),
+        (KeyError("CUDA error"), False),
+    ],
+)
+def test_a_broken_device_is_told_from_other_failures(error: Exception, is_broken: bool) -> None:
+    assert is_device_broken(error) is is_broken
 
 
 def test_a_message_is_finite_and_of_bounded_size() -> None:

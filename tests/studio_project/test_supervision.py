@@ -12,6 +12,7 @@ from django.db import OperationalError, connection
 from generation_app.models import GenerationJob
 from studio_project import jobs, patience, supervision
 from studio_project.child_process import Child
+from studio_project.child_protocol import EXIT_DEVICE_BROKEN
 from studio_project.jobs import Job, JobLost
 from studio_project.models import User, Worker
 from studio_project.supervision import Outcome, run_queue, supervise
@@ -227,6 +228,20 @@ def test_a_crash_queues_the_job_again_with_the_log(
     job.refresh_from_db()
     assert (job.status, job.crash_count) == (Job.Status.QUEUED, 1)
     assert "boom" in job.log_tail
+
+
+def test_a_child_whose_device_is_broken_ends_and_its_job_is_tried_again(
+    alice: User, make_job: MakeJob, serving: Worker, child: Child
+) -> None:
+    job = claim(make_job, alice, serving)
+    outcome = supervise(job, child, request(("break_device", 0)), on_message=ignore)
+    assert (outcome.kind, outcome.message["status"]) == ("crashed", EXIT_DEVICE_BROKEN)
+    assert not child.alive
+    job.refresh_from_db()
+    assert (job.status, job.crash_count) == (Job.Status.QUEUED, 1)
+    assert "illegal memory access" in job.log_tail
+    serving.refresh_from_db()
+    assert serving.crash_streak == 1
 
 
 def test_a_child_that_is_silent_for_too_long_has_crashed(

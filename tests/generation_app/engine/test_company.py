@@ -126,6 +126,23 @@ def test_pictures_of_one_request_are_at_work_together_if_it_says_so(
     assert [image["seed"] for image in line.of("done")[0]["outputs"]["images"]] == [1, 2, 3]
 
 
+def test_a_broken_device_is_nobodys_fault_and_nobody_is_answered(
+    order: Order, tmp_path: Path
+) -> None:
+    engine = Engine()  # one of its own: what is broken serves nobody any more
+    together(engine, three(order, tmp_path))
+    pipe = engine.pipelines.find("b" * 64, "cpu").pipe  # type: ignore[union-attr]
+
+    def fail(*_: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    pipe.unet.register_forward_pre_hook(fail)
+    line = Recorder()
+    with pytest.raises(torch.AcceleratorError, match="device-side"):
+        engine.run_together(line, three(order, tmp_path))
+    assert not line.of("error")
+
+
 def test_one_that_is_stopped_leaves_and_the_others_go_on(
     engine: Engine, order: Order, tmp_path: Path
 ) -> None:

@@ -11,6 +11,10 @@ from typing import Any
 from studio_project.child_protocol import Channel, ChildError, run_child
 
 
+class AcceleratorError(RuntimeError):
+    """Named like torch's."""
+
+
 def handle(channel: Channel, request: dict[str, Any]) -> None:
     for action in request["actions"]:
         name, argument = action["do"], action.get("with")
@@ -31,6 +35,8 @@ def handle(channel: Channel, request: dict[str, Any]) -> None:
             raise ChildError(argument, number=3)
         elif name == "oom":
             raise MemoryError
+        elif name == "break_device":
+            raise AcceleratorError("CUDA error: an illegal memory access was encountered")
         elif name == "hang":
             time.sleep(600)
         elif name == "deaf":
