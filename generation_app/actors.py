@@ -168,6 +168,8 @@ def _usable_models(
         for model in usable.values():
             model.weights_folder()
     except OSError as error:
+        if storage.is_away(error):
+            raise
         raise RefusedError("model_unavailable", model=job.model_title or job.model_name) from error
     base_id = job.base_model_id or 0
     return usable[base_id], [(usable[entry["id"]], entry["weight"]) for entry in entries]

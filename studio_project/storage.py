@@ -8,6 +8,7 @@ is written aside, fsynced and renamed as well, so a crash leaves no half file un
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import re
@@ -31,6 +32,15 @@ from studio_project.api import disk_full, is_disk_full
 from studio_project.zip_stream import Member, zip_chunks, zip_length
 
 CHUNK_BYTES = 256 * 1024
+# How the system says that a file server does not answer.
+_AWAY = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "ESHUTDOWN"),
+        *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH"),
+    )
+    if hasattr(errno, name)  # not every system has all of them
+)
 _KEY = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
 
 
@@ -187,6 +197,24 @@ def _trim_copies(keep: Path) -> None:
             return
         total -= path.stat().st_size
         path.unlink(missing_ok=True)
+
+
+def is_away(error: BaseException) -> bool:
+    """Say whether an error means that the storage does not answer at the moment.
+
+    What is full, missing or forbidden will be so the next time as well, and does not count.
+    """
+    # Loaded by now where the storage is on S3, and asked only when something went wrong.
+    from botocore import exceptions
+    from s3transfer.exceptions import RetriesExceededError
+
+    if isinstance(error, exceptions.ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status >= 500 or status == 429
+    unreachable = (exceptions.ConnectionError, exceptions.HTTPClientError, RetriesExceededError)
+    if isinstance(error, (*unreachable, ConnectionError, TimeoutError)):
+        return True
+    return isinstance(error, OSError) and error.errno in _AWAY
 
 
 # --- room on the disk ---------------------------------------------------------------------------

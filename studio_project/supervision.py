@@ -17,15 +17,16 @@ from uuid import UUID
 
 from django.conf import settings
 
-from studio_project import jobs
+from studio_project import jobs, storage
 from studio_project.asides import Aside, ask_for_room
 from studio_project.child_output import Message, merge_steps
 from studio_project.child_process import Child
+from studio_project.crash_streak import CrashStreak
 from studio_project.device_share import Device
 from studio_project.jobs import InvalidTransition, Job, JobLost
 from studio_project.lease import LeaseKeeper
 from studio_project.models import Worker
-from studio_project.patience import with_database
+from studio_project.patience import patiently
 from studio_project.seats import Seat, side_by_side
 from studio_project.slices import Slice
 
@@ -33,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.25
 DEAD_CHILD_SECONDS = 1.0
-QUARANTINE_CRASHES = 3
 # How long a child may take to obey before its whole tree is killed.
 OBEY_SECONDS = {"cancel": 10.0, "yield": 25.0, "pause": 120.0, "keep": 600.0}
 FINAL_MESSAGES = {"done": "done", "error": "error", "stopped": "stopped"}
@@ -71,8 +71,7 @@ class _Process:
         self.worker: Worker | None = None
         self.device = Device()
         self.stopping = threading.Event()
-        self.lock = threading.Lock()
-        self.crashed: list[UUID] = []
+        self.streak = CrashStreak()
         self.warm: list[str] = []
 
 
@@ -91,7 +90,7 @@ def serve_as(worker: Worker) -> None:
         turn_seconds=settings.STUDIO_TURN_SECONDS,
     )
     _process.stopping.clear()
-    _process.crashed.clear()
+    _process.streak.forget()
 
 
 def current_worker() -> Worker:
@@ -138,7 +137,7 @@ def run_queue(job_class: type[JobT], run: Callable[[JobT], object]) -> None:
     Args:
         job_class: The kind of job.
         run: Does one, at the same time as others that were claimed with it. If it raises, the job
-            fails as ``internal``.
+            fails as ``internal``; is tried again if the storage was away.
     """
     kind, device = job_class.queue_name, _process.device
     while not worker_stopping():
@@ -180,12 +179,21 @@ def _run_one(job: JobT, run: Callable[[JobT], object]) -> None:
     except Exception as error:
         logger.exception("%s broke", job.label)
         try:
-            job.fail("internal", exception=type(error).__name__)
+            _settle_broken(job, error)
         except InvalidTransition:
             logger.warning("%s belongs to somebody else by now", job.label)
     finally:
         _keepers.pop(job.pk, None)
     logger.info("%s left after %.1f s", job.label, time.monotonic() - started)
+
+
+def _settle_broken(job: Job, error: Exception) -> None:
+    if not storage.is_away(error):
+        job.fail("internal", exception=type(error).__name__)
+        return
+    # Taken up again at once, a job would spend all its attempts on one short outage.
+    _process.stopping.wait(settings.STUDIO_LEASE_SECONDS / 3)
+    job.settle_crashed()
 
 
 def supervise(
@@ -199,8 +207,8 @@ def supervise(
     """Lets a child do a job and stays with it until the end.
 
     ``step`` messages reach ``on_message`` at most four times a second and always the last; each
-    carries under ``history`` all steps since the one before. A database that is away is waited for
-    as long as the lease holds, and the message is then handed over again.
+    carries under ``history`` all steps since the one before. A database or a storage that is away
+    is waited for as long as the lease holds, and the message is then handed over again.
 
     Args:
         job: The claimed job.
@@ -238,7 +246,7 @@ class _Supervision:
             outcome = self._loop()
             self._hand_over_held()
             if not outcome.settled:
-                self._with_database(lambda: self.job.renew_lease(log_tail=self._log_tail()))
+                self._patiently(lambda: self.job.renew_lease(log_tail=self._log_tail()))
         except (JobLost, InvalidTransition):
             logger.warning("%s is lost; its child is killed", self.job.label)
             self.child.kill()
@@ -249,7 +257,7 @@ class _Supervision:
         if outcome.kind == "crashed":
             outcome = self._settle_crash(outcome)
         else:
-            _note_end(self.job, crashed=False)
+            _process.streak.note(_process.worker, self.job, crashed=False)
         return outcome
 
     def _loop(self) -> Outcome:
@@ -287,7 +295,7 @@ class _Supervision:
                 self.slice.skip(message["seconds"])
             if self.aside.heard(message):
                 _ring_others(type(self.job), _process.device)
-            self._with_database(lambda: self.on_message(message))
+            self._patiently(lambda: self.on_message(message))
 
     def _hand_over_held(self, *, only_if_due: bool = False) -> None:
         """Hands the latest progress to the actor; its turn comes four times a second."""
@@ -296,7 +304,7 @@ class _Supervision:
             return
         message, self.held = self.held, None
         self.progress_at = time.monotonic()
-        self._with_database(lambda: self.on_message(message))
+        self._patiently(lambda: self.on_message(message))
 
     # --- the clocks --------------------------------------------------------------------------
     def _tick(self, now: float) -> None:
@@ -304,12 +312,12 @@ class _Supervision:
         if keeper is not None:
             keeper.seen()
         if now - self.renewed_at >= settings.STUDIO_HEARTBEAT_SECONDS:
-            self._with_database(lambda: self.job.renew_lease(log_tail=self._log_tail()))
+            self._patiently(lambda: self.job.renew_lease(log_tail=self._log_tail()))
             self.renewed_at = now
-            self._with_database(lambda: self.slice.look(current_worker(), current_device()))
+            self._patiently(lambda: self.slice.look(current_worker(), current_device()))
         if now - self.looked_at >= settings.STUDIO_CONTROL_SECONDS:
             self.looked_at = now
-            self._with_database(self._read_flags)
+            self._patiently(self._read_flags)
             if self.aside.look(self.asked):
                 self.heard_at = now  # it was silent because it stood aside
 
@@ -326,14 +334,15 @@ class _Supervision:
             self.asked, self.asked_at = wish, time.monotonic()
             self.child.send({"cmd": "stop", "how": wish})
 
-    def _with_database(self, action: Callable[[], None]) -> None:
-        """Does something with the database, which may be away for as long as the lease holds.
+    def _patiently(self, action: Callable[[], None]) -> None:
+        """Does something for which database or storage may be away for as long as the lease holds.
 
         Raises:
-            JobLost: The lease has run out meanwhile.
+            JobLost: The lease has run out without the database.
+            Exception: The storage is away for longer.
         """
         deadline = self.renewed_at + settings.STUDIO_LEASE_SECONDS
-        if not with_database(action, label=self.job.label, deadline=deadline):
+        if not patiently(action, label=self.job.label, deadline=deadline):
             raise JobLost(self.job.label)
 
     # --- ends that the child does not announce -----------------------------------------------
@@ -363,7 +372,7 @@ class _Supervision:
 
     def _settle_crash(self, outcome: Outcome) -> Outcome:
         if not self.child.is_shared:
-            _note_end(self.job, crashed=True)
+            _process.streak.note(_process.worker, self.job, crashed=True)
         try:
             self.job.settle_crashed(log_tail=self._log_tail())
         except InvalidTransition:
@@ -374,27 +383,6 @@ class _Supervision:
         return self.child.log_tail()[-jobs.LOG_TAIL_CHARACTERS :]
 
 
-def _note_end(job: Job, *, crashed: bool) -> None:
-    """Counts children that crash on different jobs in a row; the third puts the worker aside."""
-    worker = _process.worker
-    if worker is None:
-        return
-    with _process.lock:
-        if not crashed:
-            _process.crashed.clear()
-        elif job.pk not in _process.crashed:
-            _process.crashed.append(job.pk)
-        streak = len(_process.crashed)
-    if streak == worker.crash_streak:
-        return
-    worker.crash_streak, rows = streak, Worker.objects.filter(pk=worker.pk)
-    rows.update(crash_streak=streak)
-    if streak >= QUARANTINE_CRASHES:
-        rows.update(quarantined=True)
-        logger.error("children crashed on %s jobs in a row: this worker takes no more", streak)
-
-
 def forget_crashes() -> None:
     """Begins to count anew; an administrator has released the worker."""
-    with _process.lock:
-        _process.crashed.clear()
+    _process.streak.forget()

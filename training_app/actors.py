@@ -21,7 +21,7 @@ from models_app.models import DiffusionModel
 from studio_project import storage
 from studio_project.api import Problem
 from studio_project.device_share import DeviceShare
-from studio_project.jobs import ERRORS
+from studio_project.jobs import ERRORS, MAX_CRASHES
 from studio_project.supervision import (
     Outcome,
     current_device,
@@ -167,6 +167,8 @@ def _usable_base(job: TrainingJob) -> DiffusionModel:
     try:
         folder = base.weights_folder()
     except OSError as error:
+        if storage.is_away(error):
+            raise
         raise RefusedError("model_unavailable", model=job.base_model_name) from error
     if not (folder / INDEX_NAME).is_file():  # deleted, and swept
         raise RefusedError("model_unavailable", model=job.base_model_name)
@@ -202,7 +204,10 @@ def _fetch_checkpoints(job: TrainingJob, folder: Path, recorder: Recorder) -> Pa
                 path = target / key.removeprefix(f"{checkpoint.prefix}/")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(storage.local_copy(key), path)
-        except OSError:
+        except OSError as error:
+            # The last attempt rather goes back further than not on.
+            if storage.is_away(error) and job.crash_count < MAX_CRASHES - 1:
+                raise
             logger.warning("checkpoint %s cannot be read", checkpoint, exc_info=True)
             shutil.rmtree(target, ignore_errors=True)
             recorder.note("checkpoint_skipped", checkpoint=target.name)

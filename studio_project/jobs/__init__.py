@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from studio_project.jobs.base import (
     LOG_TAIL_CHARACTERS,
+    MAX_CRASHES,
     InvalidTransition,
     Job,
     JobLost,
@@ -35,6 +36,7 @@ from studio_project.jobs.sweeping import (
 __all__ = [
     "ERRORS",
     "LOG_TAIL_CHARACTERS",
+    "MAX_CRASHES",
     "Candidate",
     "InvalidTransition",
     "Job",

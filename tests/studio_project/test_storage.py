@@ -10,10 +10,13 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 from django.core.exceptions import SuspiciousFileOperation
 from django.core.files.storage import default_storage
 from django.test import RequestFactory
 from moto.server import ThreadedMotoServer
+from PIL import UnidentifiedImageError
+from s3transfer.exceptions import RetriesExceededError
 
 from studio_project import storage
 from studio_project.api import Problem
@@ -81,6 +84,24 @@ def test_a_folder_of_weights_comes_back_under_its_names(backend: str) -> None:
 def test_a_key_cannot_leave_its_folder(key: str) -> None:
     with pytest.raises(SuspiciousFileOperation):
         storage.save(key, b"x")
+
+
+@pytest.mark.parametrize(
+    ("error", "is_away"),
+    [
+        (OSError(errno.EIO, "Input/output error"), True),
+        (ConnectionResetError(), True),
+        (ClientError({"ResponseMetadata": {"HTTPStatusCode": 503}}, "PutObject"), True),
+        (RetriesExceededError(OSError()), True),
+        (ClientError({"ResponseMetadata": {"HTTPStatusCode": 403}}, "PutObject"), False),
+        (FileNotFoundError(errno.ENOENT, "No such file"), False),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (UnidentifiedImageError("no picture"), False),
+        (KeyError("x"), False),
+    ],
+)
+def test_an_outage_is_told_from_what_stays_wrong(error: Exception, is_away: bool) -> None:
+    assert storage.is_away(error) is is_away
 
 
 def test_a_private_file_is_answered_with_its_guards(backend: str) -> None:

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+from uuid import uuid4
 
 import dramatiq
 import psutil
@@ -123,12 +124,12 @@ def test_it_takes_no_jobs_and_says_why_until_the_reason_is_gone(
     assert jobs.claim(GenerationJob, row) is None
     site_marker.write()
     Worker.objects.update(quarantined=False)
-    supervision._process.crashed.append(None)  # type: ignore[arg-type]
+    supervision._process.streak._jobs.add(uuid4())
     process._beat(ears)  # type: ignore[arg-type]
     row.refresh_from_db()
     assert (row.state, row.refusal, ears.wanted) == ("idle", "", True)
     if reason == "quarantined":
-        assert supervision._process.crashed == []
+        assert supervision._process.streak._jobs == set()
 
 
 def test_a_row_that_somebody_deleted_comes_back(process: WorkerProcess) -> None:

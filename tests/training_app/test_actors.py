@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -308,6 +310,25 @@ def test_pictures_deleted_after_the_start_are_trained_on_all_the_same(
     job.refresh_from_db()
     assert job.status == Status.COMPLETED, job.log_tail
     assert job.notes.filter(code="text_too_long", params__count=2).exists()
+
+
+def test_a_checkpoint_is_given_up_for_an_outage_on_the_last_attempt_only(
+    alice: User, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_training(alice, status=Status.RUNNING, step=10)
+    TrainingCheckpoint.objects.create(
+        job=job, step=10, epoch=0, prefix="jobs/x", files=[{"name": files.ADAPTER}]
+    )
+
+    def away(key: str) -> Path:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(storage, "local_copy", away)
+    with pytest.raises(OSError, match="Input/output"):
+        actors._fetch_checkpoints(job, tmp_path, Recorder(job))
+    job.crash_count = 2
+    assert actors._fetch_checkpoints(job, tmp_path, Recorder(job)) is None
+    assert job.notes.get().code == "checkpoint_skipped"
 
 
 def test_a_full_disk_fails_with_a_sentence(
