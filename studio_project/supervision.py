@@ -235,6 +235,7 @@ class _Supervision:
         self.progress_at = 0.0
         self.held: Message | None = None
         self.asked, self.asked_at = "", 0.0
+        self.is_killed = False
         self.slice = Slice(job)
         self.aside = Aside(job.queue_name, child, _process.device, is_able=stands_aside)
 
@@ -271,6 +272,7 @@ class _Supervision:
                 self._take(message, now)
             self._hand_over_held(only_if_due=True)
             self._tick(now)
+            self._insist(now)
             ended = self._ended(now) if message is None else None
             if ended is not None:
                 return ended
@@ -346,17 +348,21 @@ class _Supervision:
             raise JobLost(self.job.label)
 
     # --- ends that the child does not announce -----------------------------------------------
+    def _insist(self, now: float) -> None:
+        """Kills a child that does not obey, also one that talks on; what it said still counts."""
+        late = self.asked and now - self.asked_at > OBEY_SECONDS[self.asked]
+        if late and not self.is_killed:
+            logger.warning("%s: its child did not obey %s", self.job.label, self.asked)
+            self.is_killed = True
+            self.child.kill()
+
     def _ended(self, now: float) -> Outcome | None:
         if self.child.messages.finished or (
             not self.child.alive and now - self.heard_at > DEAD_CHILD_SECONDS
         ):
             status = self.child.kill()
             logger.warning("%s: its child ended with status %s", self.job.label, status)
-            return self._without_word("exit", status)
-        if self.asked and now - self.asked_at > OBEY_SECONDS[self.asked]:
-            logger.warning("%s: its child did not obey %s", self.job.label, self.asked)
-            self.child.kill()
-            return self._without_word("disobeyed", None)
+            return self._without_word("disobeyed" if self.is_killed else "exit", status)
         is_silent = now - self.heard_at > settings.STUDIO_CHILD_SILENCE_SECONDS
         if is_silent and not self.aside.is_aside:
             logger.warning("%s: its child has been silent for too long", self.job.label)

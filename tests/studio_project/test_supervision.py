@@ -210,15 +210,41 @@ def test_a_turn_goes_on_when_nobody_else_would_come_first(
     assert not any(looked)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("behaviour", ["deaf", "chatter"])
 def test_a_child_that_does_not_obey_is_killed(
-    alice: User, make_job: MakeJob, serving: Worker, child: Child, monkeypatch: pytest.MonkeyPatch
+    behaviour: str,
+    alice: User,
+    make_job: MakeJob,
+    serving: Worker,
+    child: Child,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(supervision.OBEY_SECONDS, "cancel", 0.3)
     job = claim(make_job, alice, serving)
     job.request_cancel()
-    outcome = supervise(job, child, request(("deaf", 0)), on_message=ignore)
+    outcome = supervise(job, child, request((behaviour, "x")), on_message=ignore)
     assert (outcome.kind, outcome.message["how"]) == ("stopped", "cancel")
+    assert outcome.message["reason"] == "disobeyed"
     assert not child.alive
+
+
+def test_what_a_child_said_in_time_counts_though_it_is_read_late(
+    alice: User, make_job: MakeJob, serving: Worker, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = claim(make_job, alice, serving)
+    job.request_stop("keep")
+
+    def is_done() -> bool:
+        return any(message["type"] == "done" for message in child.messages._messages)
+
+    def store_slowly(message: dict[str, Any]) -> None:
+        if message["type"] == "checkpoint":
+            wait_until(is_done)
+            monkeypatch.setitem(supervision.OBEY_SECONDS, "keep", -1.0)
+
+    script = request(("await_stop", 0), ("send", {"type": "checkpoint"}), ("send", {"type": "x"}))
+    assert supervise(job, child, script, on_message=store_slowly).kind == "done"
 
 
 def test_a_crash_queues_the_job_again_with_the_log(

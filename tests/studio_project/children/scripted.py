@@ -45,6 +45,13 @@ def handle(channel: Channel, request: dict[str, Any]) -> None:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             channel.send("phase", phase="deaf")
             time.sleep(600)
+        elif name == "chatter":
+            import signal
+
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            while True:
+                channel.send("note", code=argument)
+                time.sleep(0.01)
         elif name == "grandchild":
             started = subprocess.Popen(
                 [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True
@@ -55,6 +62,9 @@ def handle(channel: Channel, request: dict[str, Any]) -> None:
                 time.sleep(0.01)
             channel.send("stopped", how=channel.stop_requested(), step=7)
             return
+        elif name == "await_stop":
+            while channel.stop_requested() is None:
+                time.sleep(0.01)
         elif name == "aside":
             while not channel.aside_wanted():
                 time.sleep(0.01)
