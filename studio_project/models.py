@@ -162,7 +162,8 @@ class Invitation(models.Model):
 class Worker(models.Model):
     """One worker process: the owner of a device or a group of them, seen by its heartbeat.
 
-    ``memory_bytes`` is that of each device; of a group's, that of the smallest.
+    ``memory_bytes`` is that of each device; of a group's, that of the smallest. ``pid`` means
+    something only to processes of the same ``machine``, which a host's name does not tell.
     """
 
     class State(models.TextChoices):
@@ -176,6 +177,7 @@ class Worker(models.Model):
 
     name = models.CharField(max_length=200, unique=True)
     host = models.CharField(max_length=200)
+    machine = models.CharField(max_length=64, blank=True, default="")
     pid = models.PositiveIntegerField()
     device = models.CharField(max_length=200)
     device_name = models.CharField(max_length=200, blank=True)

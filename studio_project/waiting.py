@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from django.conf import settings
-
 from studio_project.jobs import Job, queue_order
-from studio_project.jobs.workers import LIVE_HEARTBEATS, can_hold, live_workers
-from studio_project.models import Worker, seen_since
+from studio_project.jobs.workers import alive_since, can_hold, live_workers
+from studio_project.models import Worker
 
 
 class Waiting:
@@ -61,6 +59,5 @@ class Waiting:
 
 def seen_workers() -> list[Worker]:
     """Return the workers that were seen lately and have not stopped."""
-    since = seen_since(LIVE_HEARTBEATS * settings.STUDIO_HEARTBEAT_SECONDS)
-    rows = Worker.objects.filter(last_seen_at__gte=since)
+    rows = Worker.objects.filter(last_seen_at__gte=alive_since())
     return list(rows.exclude(state=Worker.State.STOPPED).order_by("name"))

@@ -6,18 +6,29 @@ the database or Redis for a while only makes it wait.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import dramatiq
 import psutil
 from django.conf import settings
-from django.db import DatabaseError, close_old_connections, connections
+from django.db import (
+    DatabaseError,
+    IntegrityError,
+    close_old_connections,
+    connections,
+    transaction,
+)
+from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.utils.module_loading import autodiscover_modules
 from dramatiq.common import q_name
@@ -25,6 +36,7 @@ from dramatiq.common import q_name
 from studio_project import child_process, jobs, site_marker, supervision
 from studio_project.asides import ask_for_room
 from studio_project.devices import DeviceInfo
+from studio_project.jobs.workers import alive_since
 from studio_project.models import Worker
 
 logger = logging.getLogger(__name__)
@@ -75,43 +87,36 @@ class WorkerProcess:
 
     # --- the row -----------------------------------------------------------------------------
     def _register(self) -> Worker:
-        host = socket.gethostname()[:150]
-        name = self._free_name(f"{host}-{self.info.device}", host)
-        before = Worker.objects.filter(name=name).first()
-        row, _created = Worker.objects.update_or_create(
-            name=name,
-            defaults={
-                "host": host,
-                "pid": os.getpid(),
-                "device": self.info.device,
-                "device_name": self.info.name,
-                "memory_bytes": self.info.memory_bytes,
-                "queues": list(self.queues),
-                "code_version": site_marker.code_version(),
-                "started_at": Now(),
-                "last_seen_at": Now(),
-                "state": Worker.State.STARTING,
-                "refusal": "",
-                "warm": [],
-                "crash_streak": 0,
-                "quarantined": False,
-            },
-        )
-        if before is not None:
-            _requeue_what_died_with(before)
-        row.refresh_from_db()
-        return row
-
-    @staticmethod
-    def _free_name(wanted: str, host: str) -> str:
-        """The wanted name, numbered if a living process of this host goes by it."""
-        name, number = wanted, 1
-        while (other := Worker.objects.filter(name=name).first()) and (
-            _is_living_worker(other, host)
-        ):
+        """Takes a row: the wanted name's, or a numbered one's if a living process goes by it."""
+        host, number = socket.gethostname()[:150], 1
+        wanted = name = f"{host}-{self.info.device}"
+        while (row := _take_row(name, self._fields(host))) is None:
             number += 1
             name = f"{wanted}-{number}"
-        return name
+        return row
+
+    def _fields(self, host: str) -> dict[str, Any]:
+        return {
+            "host": host,
+            "machine": _machine(),
+            "pid": os.getpid(),
+            "device": self.info.device,
+            "device_name": self.info.name,
+            "memory_bytes": self.info.memory_bytes,
+            "queues": list(self.queues),
+            "code_version": site_marker.code_version(),
+            "started_at": Now(),
+            "last_seen_at": Now(),
+            "state": Worker.State.STARTING,
+            "refusal": "",
+            "warm": [],
+            "crash_streak": 0,
+            "quarantined": False,
+        }
+
+    def _mine(self) -> QuerySet[Worker]:
+        """This process's row; none if it was deleted or is somebody else's by now."""
+        return Worker.objects.filter(pk=self.row.pk, pid=os.getpid(), machine=_machine())
 
     # --- running -----------------------------------------------------------------------------
     def run(self) -> int:
@@ -159,14 +164,14 @@ class WorkerProcess:
         if refusal != self.row.refusal:
             logger.warning("takes no jobs: %s" if refusal else "takes jobs again%s", refusal)
         state = Worker.State.BUSY if supervision.current_device().busy else Worker.State.IDLE
-        written = Worker.objects.filter(pk=self.row.pk).update(
+        written = self._mine().update(
             last_seen_at=Now(),
             state=Worker.State.REFUSING if refusal else state,
             refusal=refusal,
             warm=supervision.warm_models(),
         )
         if not written:
-            # Somebody deleted the row: this process is a worker all the same.
+            # Somebody deleted or took the row: this process is a worker all the same.
             self.row.pk = self._register().pk
         self.row.refresh_from_db()
         return refusal
@@ -199,9 +204,7 @@ class WorkerProcess:
             time.sleep(0.05)
         child_process.stop_children(1.0)
         try:
-            Worker.objects.filter(pk=self.row.pk).update(
-                state=Worker.State.STOPPED, warm=[], last_seen_at=Now()
-            )
+            self._mine().update(state=Worker.State.STOPPED, warm=[], last_seen_at=Now())
         except DatabaseError as error:
             logger.warning("the row of this worker was not updated: %s", error)
 
@@ -215,15 +218,54 @@ def _answer(fn: Callable[[], object]) -> None:
         connections.close_all()
 
 
-def _is_living_worker(worker: Worker, host: str) -> bool:
-    """Whether the process of a row runs on this machine and is not this one."""
-    if worker.host != host or worker.pid == os.getpid() or worker.state == Worker.State.STOPPED:
+def _take_row(name: str, fields: dict[str, Any]) -> Worker | None:
+    """Makes the row of a name, or takes over that of a dead process; ``None`` if it is taken."""
+    row = Worker.objects.filter(name=name).first()
+    if row is None:
+        try:
+            with transaction.atomic():
+                row = Worker.objects.create(name=name, **fields)
+        except IntegrityError:  # another process that starts was faster
+            return None
+    elif _is_living(row):
+        return None
+    else:
+        # Of several that start at once, the first changes what the others look for.
+        same = Worker.objects.filter(pk=row.pk, pid=row.pid, machine=row.machine)
+        if not same.update(**fields):
+            return None
+        _requeue_what_died_with(row)
+    row.refresh_from_db()
+    return row
+
+
+def _is_living(worker: Worker) -> bool:
+    """Whether the process of a row runs and is not this one.
+
+    Here the system knows. Of another machine, or another container of the same name, only its
+    heartbeat tells.
+    """
+    if worker.state == Worker.State.STOPPED:
         return False
+    if worker.machine != _machine():
+        return worker.last_seen_at >= alive_since()
     try:
-        command = psutil.Process(worker.pid).cmdline()
+        return worker.pid != os.getpid() and "worker" in psutil.Process(worker.pid).cmdline()
     except psutil.Error:
         return False
-    return "worker" in command
+
+
+@functools.cache
+def _machine() -> str:
+    """What tells this system, and this container, from others: process numbers mean nothing there.
+
+    Where there is no ``/proc``, there are no containers either.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return f"{uuid.getnode():x}"
 
 
 def _requeue_what_died_with(before: Worker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from django.conf import settings
@@ -14,10 +15,14 @@ if TYPE_CHECKING:
 LIVE_HEARTBEATS = 3
 
 
+def alive_since() -> datetime:
+    """The moment after which the heartbeat of a worker that lives must lie."""
+    return seen_since(LIVE_HEARTBEATS * settings.STUDIO_HEARTBEAT_SECONDS)
+
+
 def live_workers(queue_name: str) -> list[Worker]:
     """The workers that were seen lately and take work from this queue."""
-    since = seen_since(LIVE_HEARTBEATS * settings.STUDIO_HEARTBEAT_SECONDS)
-    rows = Worker.objects.filter(last_seen_at__gte=since, quarantined=False).exclude(
+    rows = Worker.objects.filter(last_seen_at__gte=alive_since(), quarantined=False).exclude(
         state__in=(Worker.State.REFUSING, Worker.State.STOPPED)
     )
     return [worker for worker in rows if queue_name in worker.queues]

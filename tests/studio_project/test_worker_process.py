@@ -12,6 +12,7 @@ import dramatiq
 import psutil
 import pytest
 from django.core.management import call_command
+from django.db import transaction
 from dramatiq.brokers.stub import StubBroker
 
 from generation_app.models import GenerationJob
@@ -19,7 +20,7 @@ from studio_project import jobs, site_marker, storage, supervision, worker_proce
 from studio_project.devices import DeviceInfo
 from studio_project.jobs import Job
 from studio_project.management.commands import worker
-from studio_project.models import User, Worker
+from studio_project.models import User, Worker, seen_since
 from studio_project.worker_process import Listener, WorkerProcess
 from tests.studio_project.conftest import wait_until
 
@@ -95,6 +96,66 @@ def test_two_workers_of_one_device_have_two_names(
     job.refresh_from_db()
     assert job.status == Job.Status.RUNNING
     assert psutil.pid_exists(1)
+
+
+@pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1], ids=["like this one", "unknown here"])
+def test_a_container_of_the_same_name_keeps_its_row_while_its_heart_beats(
+    pid: int, process: WorkerProcess, alice: User, make_job: MakeJob
+) -> None:
+    make_job(alice)
+    job = jobs.claim(GenerationJob, process.row)
+    assert job is not None
+    Worker.objects.update(machine="another", pid=pid)
+    second = WorkerProcess(CPU)
+    assert second.row.name == f"{process.row.name}-2"
+    job.refresh_from_db()
+    assert job.status == Job.Status.RUNNING
+    second.row.delete()
+    Worker.objects.update(last_seen_at=seen_since(60.0))
+    third = WorkerProcess(CPU)
+    assert third.row.pk == process.row.pk
+    job.refresh_from_db()
+    assert job.status == Job.Status.QUEUED
+
+
+def test_two_that_start_at_once_take_two_names(
+    process: WorkerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, begin = process.row.name, transaction.atomic
+    faster = iter([process._fields("here") | {"name": name, "pid": 1}])
+
+    def begin_too_late() -> Any:
+        for fields in faster:
+            Worker.objects.create(**fields)
+        return begin()
+
+    process.row.delete()
+    monkeypatch.setattr(worker_process.transaction, "atomic", begin_too_late)
+    assert WorkerProcess(CPU).row.name == f"{name}-2"
+    assert Worker.objects.get(name=name).pid == 1
+
+
+def test_two_that_find_a_dead_ones_row_at_once_take_two_names(
+    process: WorkerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = process.row.name
+    Worker.objects.update(pid=2**22 + 1)
+
+    def take_meanwhile(row: Worker) -> bool:
+        Worker.objects.filter(pk=row.pk).update(pid=1)
+        return False
+
+    monkeypatch.setattr(worker_process, "_is_living", take_meanwhile)
+    assert WorkerProcess(CPU).row.name == f"{name}-2"
+    assert Worker.objects.get(name=name).pid == 1
+
+
+def test_who_lost_its_row_to_another_takes_a_new_one(process: WorkerProcess) -> None:
+    Worker.objects.update(machine="another")
+    process._beat(StubListener())  # type: ignore[arg-type]
+    assert process.row.name.endswith("-cpu-2")
+    assert supervision.current_worker().pk == process.row.pk
+    assert Worker.objects.count() == 2
 
 
 def test_a_heartbeat_says_that_it_lives_and_what_is_warm(process: WorkerProcess) -> None:
