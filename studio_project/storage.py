@@ -29,6 +29,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, Streami
 from django.utils.http import content_disposition_header
 
 from studio_project.api import disk_full, is_disk_full
+from studio_project.cache_ceiling import trim
 from studio_project.zip_stream import Member, zip_chunks, zip_length
 
 CHUNK_BYTES = 256 * 1024
@@ -160,19 +161,26 @@ def local_copy(key: str) -> Path:
     root = _root()
     if root is not None:
         return root / key
-    path = Path(settings.STUDIO_WORK_DIR) / "files" / key
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            with open_key(key) as source, aside.open("wb") as out:
-                shutil.copyfileobj(source, out, CHUNK_BYTES)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
-        _trim_copies(keep=path)
-    os.utime(path)
+    copies = Path(settings.STUDIO_WORK_DIR) / "files"
+    path = copies / key
+    try:
+        os.utime(path)  # from now on it is in use
+    except FileNotFoundError:
+        _fetch(key, path)
+        # What a key belongs to (`models/7`) is fetched file by file and needed as a whole.
+        trim(copies, spared=[copies.joinpath(*PurePosixPath(key).parts[:2])])
     return path
+
+
+def _fetch(key: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open_key(key) as source, aside.open("wb") as out:
+            shutil.copyfileobj(source, out, CHUNK_BYTES)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def local_folder(prefix: str, names: Iterable[str]) -> Path:
@@ -182,21 +190,6 @@ def local_folder(prefix: str, names: Iterable[str]) -> Path:
     if not paths:
         raise FileNotFoundError(prefix)
     return root / prefix.rstrip("/")
-
-
-def _trim_copies(keep: Path) -> None:
-    """Drop the copies used longest ago until the cache is under its ceiling."""
-    folder = Path(settings.STUDIO_WORK_DIR) / "files"
-    files = sorted(
-        (path for path in folder.rglob("*") if path.is_file() and path != keep),
-        key=lambda path: path.stat().st_mtime,
-    )
-    total = sum(path.stat().st_size for path in files) + keep.stat().st_size
-    for path in files:
-        if total <= settings.STUDIO_CACHE_MAX_BYTES:
-            return
-        total -= path.stat().st_size
-        path.unlink(missing_ok=True)
 
 
 def is_away(error: BaseException) -> bool:

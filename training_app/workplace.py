@@ -12,6 +12,7 @@ from pathlib import Path
 from django.conf import settings
 
 from datasets_app.models import Dataset
+from studio_project.cache_ceiling import trim
 from training_app.models import TrainingJob
 
 
@@ -38,39 +39,28 @@ def clear_runs(job: TrainingJob) -> None:
 
 def cache_folder(job: TrainingJob) -> Path:
     """Return where one owner's latents of one dataset are kept between trainings."""
-    folder = _caches() / str(job.owner_id) / str(job.dataset_id or job.pk)
+    folder = _cache_of(job)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
+def _cache_of(job: TrainingJob) -> Path:
+    return _caches() / str(job.owner_id) / str(job.dataset_id or job.pk)
+
+
 def tidy() -> None:
     """Drop what ended trainings and deleted datasets left, and caches beyond their ceiling."""
-    running = TrainingJob.objects.running().values_list("pk", flat=True)
-    _keep_only(_runs().glob("*"), {str(pk) for pk in running})
+    # First the folders, then the rows: who claims a job meanwhile must not lose its folder.
+    runs, caches = list(_runs().glob("*")), list(_caches().glob("*/*"))
+    running = list(TrainingJob.objects.running())
+    _keep_only(runs, {str(job.pk) for job in running})
     datasets = Dataset.objects.live().values_list("pk", flat=True)
-    _keep_only(_caches().glob("*/*"), {str(pk) for pk in datasets})
-    _trim(_caches())
+    in_use = {_cache_of(job) for job in running}
+    _keep_only(caches, {str(pk) for pk in datasets} | {folder.name for folder in in_use})
+    trim(_caches(), spared=in_use)
 
 
 def _keep_only(folders: Iterable[Path], names: set[str]) -> None:
-    for folder in list(folders):
+    for folder in folders:
         if folder.name not in names:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _trim(folder: Path) -> None:
-    """Remove the files that were written longest ago until the ceiling is kept."""
-    found = []
-    for path in folder.rglob("*"):
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            continue
-        if path.is_file():
-            found.append((status.st_mtime, status.st_size, path))
-    total = sum(size for _moment, size, _path in found)
-    for _moment, size, path in sorted(found):
-        if total <= settings.STUDIO_CACHE_MAX_BYTES:
-            return
-        path.unlink(missing_ok=True)
-        total -= size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -183,17 +184,24 @@ def test_below_the_floor_nothing_is_begun(settings: Any) -> None:
         storage.require_free_space()
 
 
-def test_local_copies_stay_under_their_ceiling(
-    settings: Any, s3_endpoint: str, request: pytest.FixtureRequest
+@pytest.mark.parametrize("backend", ["s3"], indirect=True)
+def test_local_copies_make_room_for_others_but_not_for_their_own_kind(
+    backend: str, settings: Any
 ) -> None:
-    request.getfixturevalue("settings").STUDIO_CACHE_MAX_BYTES = 250
-    folder = Path(settings.STUDIO_WORK_DIR) / "files" / "jobs"
-    folder.mkdir(parents=True)
-    for index in range(3):
-        (folder / str(index)).write_bytes(b"x" * 100)
-    storage._trim_copies(keep=folder / "2")
-    assert sum(path.stat().st_size for path in folder.iterdir()) <= 250
-    assert (folder / "2").exists()
+    settings.STUDIO_CACHE_MAX_BYTES = 250
+    copies = Path(settings.STUDIO_WORK_DIR) / "files"
+    names = ["unet/config.json", "unet/weights", "vae/weights"]
+    for model, name in [("old", "weights"), *(("new", name) for name in names)]:
+        storage.save(f"models/{model}/{name}", b"x" * 100)
+    old = storage.local_copy("models/old/weights")
+    for name in names:
+        # However long the others take to come: all of a model is needed at once.
+        storage.local_copy(f"models/new/{name}")
+        for path in copies.rglob("*"):
+            os.utime(path, (1.0, 1.0))
+    assert not old.exists()
+    assert all((copies / "models/new" / name).is_file() for name in names)
+    assert storage.local_copy("models/new/vae/weights").stat().st_mtime > 1.0
 
 
 def test_a_copy_outlives_its_source(backend: str) -> None:
