@@ -28,7 +28,7 @@ from generation_app.engine.request import MODES
 from generation_app.engine.vocabulary import FIELD_ALIASES
 from generation_app.models import GeneratedImage, InputPicture
 from studio_project import storage
-from studio_project.api import Problem
+from studio_project.api import Problem, whole_number
 from studio_project.models import User
 
 UNUSED_FOR = timedelta(hours=24)
@@ -209,9 +209,10 @@ def _reference(value: Any, field: str) -> tuple[str, int]:
             _("Name a picture: an object with “upload_id”, “image_id” or “dataset_image_id”."),
         )
     kind, reference = next(iter(value.items()))
-    if isinstance(reference, bool) or not str(reference).isdecimal() or len(str(reference)) > 18:
+    number = None if isinstance(reference, bool) else whole_number(str(reference))
+    if number is None:
         raise _wrong(field, _("A picture's id is a whole number."))
-    return kind, int(reference)
+    return kind, number
 
 
 def _find(user: User, value: Any, field: str) -> InputPicture:

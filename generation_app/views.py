@@ -30,7 +30,7 @@ from generation_app.forms import (
 from generation_app.models import GeneratedImage
 from generation_app.notes import notes_of
 from models_app.models import DiffusionModel
-from studio_project.api import get_visible, signed_in
+from studio_project.api import get_visible, signed_in, whole_number
 from studio_project.models import User
 from studio_project.paging import page_by_key
 
@@ -71,8 +71,8 @@ def text_to_image(request: HttpRequest) -> HttpResponse:
 def _start_of(request: HttpRequest, user: User) -> dict[str, Any] | None:
     """Return the picture that the page shall start from, if this user may see it."""
     image, shown = request.GET.get("from", ""), request.GET.get("dataset_image", "")
-    if image.isdecimal() and len(image) <= 18:
-        made = GeneratedImage.objects.visible_to(user).filter(pk=image).first()
+    if (pk := whole_number(image)) is not None:
+        made = GeneratedImage.objects.visible_to(user).filter(pk=pk).first()
         if made is not None and not made.is_video:
             return {
                 "reference": {"image_id": made.pk},
@@ -80,8 +80,8 @@ def _start_of(request: HttpRequest, user: User) -> dict[str, Any] | None:
                 "width": made.width,
                 "height": made.height,
             }
-    if shown.isdecimal() and len(shown) <= 18:
-        picture = DatasetImage.objects.visible_to(user).filter(pk=shown).first()
+    if (pk := whole_number(shown)) is not None:
+        picture = DatasetImage.objects.visible_to(user).filter(pk=pk).first()
         if picture is not None:
             return {
                 "reference": {"dataset_image_id": picture.pk},
@@ -106,7 +106,8 @@ def image_list(request: HttpRequest) -> HttpResponse:
         )
     model = request.GET.get("model", "")
     if model:
-        rows = rows.filter(job__model_id=model) if model.isdecimal() else rows.none()
+        number = whole_number(model)
+        rows = rows.none() if number is None else rows.filter(job__model_id=number)
     images, following = page_by_key(request, rows, MADE_WITH if model else TILES, part="tiles")
     context = {"images": images, "next": following, "search": search, "of_model": model}
     part = request.GET.get("part") == "tiles"

@@ -26,7 +26,7 @@ from models_app.texts import (
 )
 from models_app.thumbnails import make_thumbnail
 from studio_project import storage
-from studio_project.api import Problem
+from studio_project.api import Problem, whole_number
 from studio_project.models import User, Visibility
 
 ModelListener = Callable[[DiffusionModel, str], None]
@@ -62,8 +62,8 @@ def resolve_model(user: User, ref: int | str) -> DiffusionModel:
     text = str(ref).strip()
     rows = DiffusionModel.objects.select_related("base_model")
     usable = rows.usable_by(user)
-    if text.isdecimal() and text.isascii() and len(text) <= 18:
-        seen = rows.visible_to(user).filter(pk=int(text))
+    if (number := whole_number(text)) is not None:
+        seen = rows.visible_to(user).filter(pk=number)
     else:
         named = rows.visible_to(user).filter(name=text)
         matches = list(usable.filter(name=text).order_by("pk"))

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import logging
-import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -295,17 +295,20 @@ def get_visible(
         raise Http404 from error
 
 
-def finite(value: float | None) -> float | None:
-    """Return a number JSON can carry: NaN and infinities become None."""
-    return value if value is not None and math.isfinite(value) else None
+def whole_number(text: str) -> int | None:
+    """Read a whole number that a client wrote: 1 to 18 plain digits, which a column holds.
+
+    Other digits than ours, and more of them than Python converts, are None like any other text.
+    """
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def wait_seconds(request: HttpRequest | Request) -> float:
     """Read `Prefer: wait=N` (RFC 7240), at most 60 seconds."""
     for part in request.headers.get("Prefer", "").split(","):
         name, _sep, value = part.strip().partition("=")
-        if name == "wait" and value.isdigit():
-            return min(float(value), 60.0)
+        if name == "wait" and (seconds := whole_number(value)) is not None:
+            return min(float(seconds), 60.0)
     return 0.0
 
 

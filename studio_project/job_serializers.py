@@ -11,8 +11,8 @@ from django.utils.translation import get_language
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from studio_project.api import finite
 from studio_project.jobs import Job
+from studio_project.jobs.numbers import finite
 from studio_project.waiting import Waiting
 
 

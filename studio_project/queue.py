@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from studio_project.api import finite
 from studio_project.jobs import Job, job_classes, job_counts
+from studio_project.jobs.numbers import finite
 from studio_project.models import User, Worker
 from studio_project.waiting import Waiting, seen_workers
 

@@ -303,7 +303,7 @@ def _local_response(
         return HttpResponse(status=404)
     total = path.stat().st_size
     start, stop, code = 0, total, 200
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", request.headers.get("Range", ""))
+    match = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", request.headers.get("Range", ""))
     if match and (match[1] or match[2]):
         if match[1]:
             start, stop = int(match[1]), min(int(match[2]) + 1 if match[2] else total, total)

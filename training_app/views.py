@@ -18,7 +18,7 @@ from django.utils.translation import gettext as _
 
 from datasets_app.models import Dataset
 from models_app.models import DiffusionModel
-from studio_project.api import get_visible, signed_in
+from studio_project.api import get_visible, signed_in, whole_number
 from studio_project.models import User
 from studio_project.paging import page_by_key
 from studio_project.waiting import Waiting
@@ -68,9 +68,9 @@ def training_list(request: HttpRequest) -> HttpResponse:
 
 def _origin(request: HttpRequest, rows: QuerySet[TrainingJob]) -> HttpResponse:
     """Show which training made a model, also of a checkpoint, to the training's owner."""
-    model = request.GET.get("model", "")
+    model = whole_number(request.GET.get("model", ""))
     made = Q(output_model_id=model) | Q(checkpoints__model_id=model)
-    found = rows.filter(made) if model.isdecimal() and len(model) < 19 else rows.none()
+    found = rows.none() if model is None else rows.filter(made)
     job = found.select_related("dataset").first()
     checkpoint = job.checkpoints.filter(model_id=model).first() if job else None
     painted = job.samples.order_by("-step") if job else TrainingSample.objects.none()
@@ -101,7 +101,7 @@ def training_new(request: HttpRequest) -> HttpResponse:
         "cards": cards,
         "others": [row for row in datasets if row not in cards],
         "chosen": chosen,
-        "base": base if base.isdecimal() else _best_base(user),
+        "base": base if whole_number(base) is not None else _best_base(user),
         "like": like,
         "asked_json": json.dumps(like.config if like else {}),
         "methods": METHOD_CARDS,
@@ -184,7 +184,7 @@ def _review(user: User, chosen: QueryDict) -> dict[str, Any]:
 
 
 def _visible(rows: QuerySet[Any], pk: str) -> Any:
-    return rows.filter(pk=int(pk)).first() if pk.isdecimal() and len(pk) < 19 else None
+    return rows.filter(pk=whole_number(pk)).first()
 
 
 def asked_config(values: Mapping[str, str], method: str) -> dict[str, Any]:

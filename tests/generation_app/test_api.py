@@ -62,6 +62,8 @@ def test_waiting_is_honoured(api: Api, alice: User, base: DiffusionModel) -> Non
     assert waited.status_code == 202
     waited = client.post(TEXT_TO_IMAGE, body, HTTP_PREFER="wait=1")
     assert (waited.status_code, waited.headers["Preference-Applied"]) == (202, "wait=1")
+    for odd in ("wait=²", f"wait={'9' * 5000}", "wait="):
+        assert client.post(TEXT_TO_IMAGE, body, HTTP_PREFER=odd).status_code == 202
 
 
 def test_a_repeated_request_paints_once(api: Api, alice: User, base: DiffusionModel) -> None:
