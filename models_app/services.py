@@ -280,7 +280,7 @@ def set_thumbnail(user: User, model: DiffusionModel, upload: BinaryIO | None) ->
     """Replace the picture that stands for a model; None takes it away.
 
     Raises:
-        Problem: `thumbnail_invalid`.
+        Problem: `thumbnail_invalid`, or `not_found` (404) if it was deleted meanwhile.
     """
     require_editable(user, model)
     key = ""
@@ -288,9 +288,14 @@ def set_thumbnail(user: User, model: DiffusionModel, upload: BinaryIO | None) ->
         picture = make_thumbnail(upload)
         key = storage.new_key("models", model.pk, "thumbs", suffix=".webp")
         storage.save(key, picture)
-    with transaction.atomic():
-        model.write(thumbnail_key=key)
-        model.publish("changed")
+    try:
+        with transaction.atomic():
+            _lock(model)
+            model.write(thumbnail_key=key)
+            model.publish("changed")
+    except Problem:
+        storage.delete(key)
+        raise
     return model
 
 

@@ -351,10 +351,17 @@ def _ask_to_keep(user: User, job: TrainingJob) -> None:
 
 
 def rename_training(user: User, job: TrainingJob, title: str) -> TrainingJob:
-    """Give a training another title."""
-    TrainingJob.objects.filter(pk=job.pk).update(title=title.strip(), version=F("version") + 1)
-    job.refresh_from_db()
-    job.announce()
+    """Give a training another title.
+
+    Raises:
+        Problem: `not_found` (404) if it was deleted meanwhile.
+    """
+    with transaction.atomic():
+        rows = TrainingJob.objects.filter(pk=job.pk)
+        if not rows.update(title=title.strip(), version=F("version") + 1):
+            raise Problem("not_found", _("There is nothing here that you may see."), status=404)
+        job.refresh_from_db()
+        job.announce()
     return job
 
 

@@ -301,6 +301,22 @@ def test_a_picture_becomes_a_small_webp(make_lora: Make, alice: User) -> None:
     assert model.thumbnail_key == ""
 
 
+def test_a_picture_for_a_model_that_is_deleted_meanwhile_leaves_no_file(
+    make_lora: Make, alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, keys, save = make_lora(alice), list[str](), storage.save
+
+    def save_too_late(key: str, source: Any) -> int:
+        services.delete_model(alice, DiffusionModel.objects.get(pk=model.pk))
+        keys.append(key)
+        return save(key, source)
+
+    monkeypatch.setattr(storage, "save", save_too_late)
+    problem = refused("not_found", services.set_thumbnail, alice, model, _picture((20, 20)))
+    assert problem.status == 404
+    assert not storage.exists(keys[0])
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"GIF89a", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\x89PNG\r\n\x1a\n"]
 )

@@ -46,6 +46,12 @@ def test_trainings_of_one_dataset_on_one_base_are_numbered(alice: User) -> None:
     assert create(alice, dataset, base, title=" Mine ").title == "Mine"
 
 
+def test_a_training_that_is_deleted_meanwhile_is_not_renamed(alice: User) -> None:
+    job = create(alice, make_dataset(alice), make_base())
+    services.delete_training(alice, TrainingJob.objects.get(pk=job.pk))
+    assert refusal("not_found", services.rename_training, alice, job, "Zuri").status == 404
+
+
 def test_another_users_dataset_is_not_found(alice: User, bob: User) -> None:
     problem = refusal("dataset_not_found", create, bob, make_dataset(alice), make_base())
     assert problem.status == 404
