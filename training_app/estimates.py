@@ -30,6 +30,12 @@ COST_FIELDS = (
     "gradient_checkpointing", "mixed_precision", "resolution", "train_batch_size",
     "gradient_accumulation_steps", "num_devices",
 )  # fmt: skip
+# What a training holds for each byte of its base's files, where nobody has measured it. Adapters:
+# the frozen base, and half as much again for activations, adapters and their optimizer's state. A
+# whole network learns in fp32, so each of its values takes 16 bytes: weight, gradient and two
+# optimizer states of 4; files mostly hold values of 2 bytes, which makes 8. That is too much for
+# files in fp32 and for optimizers with less state; all it does there is to keep others away.
+MEMORY_FACTORS = {"adapters": 1.5, "unet": 8.0}
 FORGOTTEN_AFTER = timedelta(minutes=10)
 
 # A whole configuration, by name of its settings.
@@ -107,6 +113,35 @@ def cost_of(base: DiffusionModel, config: Config, method: str) -> Cost:
         batch = config["train_batch_size"] * config["gradient_accumulation_steps"]
         return Cost(batch / speed, None, "history", is_coming=is_coming)
     return Cost(is_coming=is_coming)
+
+
+def required_bytes(base: DiffusionModel, config: Config, method: str) -> int:
+    """Return how much of a device's memory a training is given.
+
+    It is what was measured, if that is so for every device that may do the training; else it is
+    estimated, at most as a whole device: an estimate makes room, it refuses no training.
+    """
+    living = [
+        worker
+        for worker in live_workers(TrainingJob.queue_name)
+        if worker.num_devices >= config["num_devices"]
+    ]
+    able = [worker for worker in living if not worker.is_cpu] or living
+    names = {device_name(worker) for worker in able}
+    measured = TrainingMeasurement.objects.filter(
+        base_sha256=base.sha256,
+        key=key_of(config, method),
+        device_name__in=names,
+        peak_memory_bytes__gt=0,
+    )
+    peaks = {row.device_name: row.peak_memory_bytes or 0 for row in measured}
+    largest = max((worker.memory_bytes for worker in able), default=0)
+    # On a CPU the whole process was measured, of which libraries are the most.
+    if names and peaks.keys() == names and not able[0].is_cpu:
+        # Where there is more memory the trainer uses more, but needs no more.
+        return min(largest or base.size_bytes, *peaks.values())
+    estimate = int(base.size_bytes * MEMORY_FACTORS[config["tune"]])
+    return max(base.size_bytes, min(estimate, largest))
 
 
 def want(user: User, base: DiffusionModel, config: Config, method: str) -> bool:

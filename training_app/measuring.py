@@ -39,7 +39,7 @@ def measure_wanted() -> None:
         row = device.take(
             KIND,
             lambda free: None if device.busy else _claim(free),
-            lambda row: row.base_model.size_bytes,
+            lambda row: estimates.required_bytes(row.base_model, row.config, row.method),
         )
         if row is None:
             return

@@ -222,7 +222,8 @@ def start_training(user: User, job: TrainingJob) -> TrainingJob:
     resolved = config.as_dict()
     manifest = freeze(job, base, images, resolved)
     # What it needs decides what it is said to wait for.
-    job.required_bytes, job.required_devices = base.size_bytes, config.num_devices
+    job.required_bytes = estimates.required_bytes(base, resolved, job.type)
+    job.required_devices = config.num_devices
     try:
         with transaction.atomic():
             jobs.enforce_active_cap(user)

@@ -60,6 +60,7 @@ class Engine:
                 raise
             traceback.print_exc(file=sys.stderr)
         else:
+            _tell_memory(line, order)
             line.send("done", outputs=outputs, metrics=metrics)
             return
         # Outside the handler, so that nothing refers to the failed request's tensors any more.
@@ -105,6 +106,7 @@ class Engine:
             metrics = self._metrics(work, warm)
             shared = time.perf_counter() - started - metrics["seconds"]
             metrics |= {"company": count, "company_seconds": round(max(0.0, shared), 4)}
+            _tell_memory(work.line, orders[lines[0]])
             work.line.send("done", outputs={"images": result}, metrics=metrics)
 
     def release(self, line: Line) -> None:
@@ -180,6 +182,12 @@ class Engine:
 
     def _tell_warm(self, line: Line) -> None:
         line.send("warm", models=self.pipelines.names, hashes=self.pipelines.hashes)
+
+
+def _tell_memory(line: Line, order: Order) -> None:
+    """Tell what the device really lacks: several models may be warm, and torch keeps more."""
+    if torch.device(order.device).type == "cuda":
+        line.send("memory", held_bytes=torch.cuda.memory_reserved(order.device))
 
 
 def _read_company(line: SharedLine, messages: Sequence[Mapping[str, Any]]) -> dict[OwnLine, Order]:

@@ -187,6 +187,39 @@ def test_a_device_that_is_not_here_says_nothing(alice: User) -> None:
     assert estimates.cost_of(base, values, "lora").seconds_per_step is None
 
 
+@pytest.mark.usefixtures("db")
+@pytest.mark.parametrize(("tune", "factor"), [("adapters", 1.5), ("unet", 8)])
+def test_a_training_is_given_the_memory_that_its_kind_takes_at_most_a_whole_device(
+    tune: str, factor: float
+) -> None:
+    base = make_base(size_bytes=1000)
+    config = {**resolved(base), "tune": tune}
+    assert estimates.required_bytes(base, config, "full") == 1000  # nobody knows of a device
+    make_worker("processor", memory_bytes=10**6)
+    assert estimates.required_bytes(base, config, "full") == 1000 * factor
+    make_worker("small", device="cuda:0", memory_bytes=1200)
+    assert estimates.required_bytes(base, config, "full") == 1200
+    make_worker("tiny", device="cuda:0", memory_bytes=10)
+    Worker.objects.filter(name="small").update(last_seen_at=timezone.now() - timedelta(hours=1))
+    assert estimates.required_bytes(base, config, "full") == 1000
+
+
+@pytest.mark.usefixtures("db")
+def test_what_was_measured_on_all_devices_that_may_do_a_training_is_what_it_is_given() -> None:
+    base = make_base(size_bytes=1000)
+    config = resolved(base)
+    make_worker("processor", memory_bytes=10**6)
+    one, two = (
+        make_worker(name, device="cuda:0", device_name=name, memory_bytes=10**6)
+        for name in ("RTX", "H100")
+    )
+    estimates.note(base, config, "lora", one, seconds_per_step=1.0, peak_memory_bytes=700)
+    assert estimates.required_bytes(base, config, "lora") == 1500
+    estimates.note(base, config, "lora", two, seconds_per_step=1.0, peak_memory_bytes=900)
+    assert estimates.required_bytes(base, config, "lora") == 700
+    assert estimates.required_bytes(base, config, "full") == 1500
+
+
 def test_history_answers_for_the_same_resolution_only(alice: User, bob: User) -> None:
     base = make_base()
     make_training(bob, base_model=base, images_per_second=10, resolved_config={"resolution": 64})

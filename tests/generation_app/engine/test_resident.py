@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from generation_app.engine import generate
+from generation_app.engine import generate, resident
 from generation_app.engine.errors import EngineError
 from generation_app.engine.resident import Engine
 from tests.generation_app.engine.conftest import Recorder, make_lora
@@ -64,6 +65,21 @@ def test_pipelines_leave_when_the_budget_is_needed(order: Order) -> None:
     tiny = Engine(budget_bytes=1)
     run(tiny, order())
     assert tiny.pipelines.names == ["Tiny"]
+
+
+def test_what_it_holds_of_a_gpu_is_told_before_the_end(
+    order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine()
+    assert not run(engine, order()).of("memory")  # of RAM the system knows
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: {"cuda:1": 7}[device])
+    tell = resident._tell_memory
+    monkeypatch.setattr(
+        resident, "_tell_memory", lambda line, asked: tell(line, replace(asked, device="cuda:1"))
+    )
+    line = run(engine, order())
+    assert line.messages[-2] == {"type": "memory", "held_bytes": 7}
+    assert line.messages[-1]["type"] == "done"
 
 
 def test_release_drops_everything_and_the_next_request_works(order: Order) -> None:
