@@ -21,7 +21,7 @@ from generation_app.recording import Recorder
 from models_app.models import DiffusionModel
 from studio_project import storage
 from studio_project.api import Problem
-from studio_project.jobs import ERRORS
+from studio_project.jobs import ERRORS, RefusedError
 from studio_project.seats import seat_of
 from studio_project.supervision import (
     Outcome,
@@ -37,14 +37,6 @@ KIND = GenerationJob.queue_name
 # How a run of several ends for each of them without telling whose doing it was.
 NOBODYS_FAULT = ("out_of_memory", "internal")
 _engine = EngineHost()
-
-
-class RefusedError(Exception):
-    """The job cannot run; `code` says why."""
-
-    def __init__(self, code: str, **params: Any) -> None:
-        super().__init__(code)
-        self.code, self.params = code, params
 
 
 @dramatiq.actor(queue_name=KIND)

@@ -21,7 +21,7 @@ from models_app.models import DiffusionModel
 from studio_project import storage
 from studio_project.api import Problem
 from studio_project.device_share import DeviceShare
-from studio_project.jobs import ERRORS, MAX_CRASHES
+from studio_project.jobs import ERRORS, MAX_CRASHES, RefusedError
 from studio_project.supervision import (
     Outcome,
     current_device,
@@ -40,14 +40,6 @@ logger = logging.getLogger(__name__)
 # A run of fewer steps says little about what a step costs.
 FEWEST_STEPS = 10
 Status = TrainingJob.Status
-
-
-class RefusedError(Exception):
-    """The job cannot run; `code` says why."""
-
-    def __init__(self, code: str, **params: Any) -> None:
-        super().__init__(code)
-        self.code, self.params = code, params
 
 
 @dramatiq.actor(queue_name=TrainingJob.queue_name)

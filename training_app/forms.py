@@ -27,9 +27,6 @@ class ParameterField:
         help: One line that says what it does.
         unit: What it counts in, or "".
         kind: `number`, `choice`, `text`, `texts` or `flag`.
-        minimum: Smallest number.
-        maximum: Largest number.
-        step: Step of the control, `any` for fractions.
         maximum_length: Characters at most.
         choices: Values with their labels.
         methods: The methods that know it.
@@ -41,9 +38,6 @@ class ParameterField:
     help: Words
     unit: Words = ""
     kind: str = "number"
-    minimum: float | None = None
-    maximum: float | None = None
-    step: str = "any"
     maximum_length: int | None = None
     choices: tuple[tuple[str, Words], ...] = ()
     methods: tuple[str, ...] = METHODS
@@ -171,7 +165,7 @@ def applies(name: str, method: str, tune: str) -> bool:
 
 
 def parameter_field(name: str) -> ParameterField:
-    """Return one setting with its words and the bounds that the configuration states."""
+    """Return one setting with its words and what can be given."""
     field = FIELDS[name]
     label, help_line, unit = WORDS[name]
     about = field.metadata
@@ -186,12 +180,7 @@ def parameter_field(name: str) -> ParameterField:
         return ParameterField(**words, kind="texts")
     if "maximum_length" in about:
         return ParameterField(**words, kind="text", maximum_length=about["maximum_length"])
-    return ParameterField(
-        **words,
-        minimum=about["minimum"],
-        maximum=about["maximum"],
-        step="1" if field.type == "int" else "any",
-    )
+    return ParameterField(**words)
 
 
 def expert_groups() -> list[tuple[Words, list[ParameterField]]]:

@@ -22,7 +22,7 @@ from studio_project.jobs.claiming import (
     note_device_busy,
     others_first,
 )
-from studio_project.jobs.errors import ERRORS, describe_error
+from studio_project.jobs.errors import ERRORS, RefusedError, describe_error
 from studio_project.jobs.ordering import queue_order
 from studio_project.jobs.querysets import JobQuerySet
 from studio_project.jobs.registry import job_classes, job_counts, register_job_class, ring
@@ -42,6 +42,7 @@ __all__ = [
     "Job",
     "JobLost",
     "JobQuerySet",
+    "RefusedError",
     "claim",
     "claim_together",
     "claimable",

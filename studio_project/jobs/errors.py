@@ -11,6 +11,14 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 
+class RefusedError(Exception):
+    """A claimed job cannot run; ``code`` of ``ERRORS`` says why, ``params`` of what."""
+
+    def __init__(self, code: str, **params: Any) -> None:
+        super().__init__(code)
+        self.code, self.params = code, params
+
+
 class Sentence(NamedTuple):
     """What went wrong, and the way out."""
 
