@@ -4,14 +4,15 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
+
     dependencies = [
-        ("studio", "0001_initial"),
+        ('studio', '0001_initial'),
     ]
 
     operations = [
         migrations.AlterField(
-            model_name="worker",
-            name="device",
+            model_name='worker',
+            name='device',
             field=models.CharField(max_length=200),
         ),
     ]
