@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 from django.db import transaction
 from django.db.models import F, Max
@@ -17,22 +17,17 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from datasets_app.models import Dataset, DatasetImage
-from models_app.architectures import ARCHITECTURES
 from models_app.models import DiffusionModel
-from models_app.services import unavailable
 from studio_project import events, jobs, storage
 from studio_project.api import Problem
 from studio_project.models import User
 from training_app import estimates, files
 from training_app.actors import ring_measuring
+from training_app.chosen import check_method, find_base, find_dataset, resolve_settings
 from training_app.manifest import freeze, passes_range, repeats_of, without_words
 from training_app.models import TrainingJob
-from training_app.texts import config_sentence
-from training_app.trainer.config import ConfigError, TrainingConfig, resolve_config
+from training_app.trainer.config import TrainingConfig
 
-TRAINABLE_ARCHITECTURES = frozenset(
-    family.name for family in ARCHITECTURES.values() if family.trainable
-)
 NAMED_PICTURES = 5
 # Space a small training writes at least: two checkpoints, samples and the weights.
 WORKING_BYTES = 64 * 1024**2
@@ -63,11 +58,11 @@ def create_training(
         Problem: `dataset_not_found`, `model_not_found`, `model_unavailable`, `model_incompatible`,
             `method_unavailable`, or `invalid` with the fields that are wrong.
     """
-    dataset = _find_dataset(user, dataset_id)
-    base = _find_base(user, base_model_id)
-    _check_method(type, base)
+    dataset = find_dataset(user, dataset_id)
+    base = find_base(user, base_model_id)
+    check_method(type, base)
     asked = dict(config or {})
-    resolved = _resolve(asked, type, base, dataset.num_items)
+    resolved = resolve_settings(asked, type, base, dataset.num_items)
     with transaction.atomic():
         number = next_in_family(user, dataset, base)
         return TrainingJob.objects.create(
@@ -91,67 +86,6 @@ def next_in_family(user: User, dataset: Dataset | None, base: DiffusionModel) ->
     return (family.aggregate(last=Max("family_version"))["last"] or 0) + 1
 
 
-def _find_dataset(user: User, dataset_id: int | None) -> Dataset:
-    dataset = Dataset.objects.visible_to(user).filter(pk=dataset_id).first()
-    if dataset is None:
-        message = _("There is no such dataset, or you may not see it.")
-        raise Problem("dataset_not_found", message, status=404, fields={"dataset_id": [message]})
-    return dataset
-
-
-def _find_base(user: User, base_model_id: int | None) -> DiffusionModel:
-    base = DiffusionModel.objects.visible_to(user).filter(pk=base_model_id).first()
-    if base is None:
-        message = _("There is no such model, or you may not see it.")
-        raise Problem("model_not_found", message, status=404, fields={"base_model_id": [message]})
-    if base.type != DiffusionModel.Type.BASE:
-        _refuse_base("model_incompatible", _("Training starts from a base model; this is not one."))
-    if base.is_inpainting:
-        # Its UNet learned with masks, which the pictures of a dataset do not have.
-        message = _(
-            "“%(model)s” paints parts of pictures only and cannot be trained here. Choose a base "
-            "model that paints whole pictures."
-        ) % {"model": base.shown_title}
-        _refuse_base("model_incompatible", message)
-    if not DiffusionModel.objects.usable_by(user).filter(pk=base.pk).exists():
-        problem = unavailable(base)
-        problem.fields = {"base_model_id": [problem.detail]}
-        raise problem
-    return base
-
-
-def _check_method(type: str, base: DiffusionModel) -> None:
-    if type not in TrainingJob.Type.values:
-        message = _("Choose one of: %(choices)s.") % {"choices": ", ".join(TrainingJob.Type.values)}
-        raise Problem("invalid", message, fields={"type": [message]})
-    if base.architecture not in TRAINABLE_ARCHITECTURES:
-        _refuse_base(
-            "method_unavailable",
-            _("Models of the family %(family)s only generate; they cannot be trained here.")
-            % {"family": base.get_architecture_display()},
-        )
-
-
-def _refuse_base(code: str, message: str, *, status: int = 400) -> NoReturn:
-    raise Problem(code, message, status=status, fields={"base_model_id": [message]})
-
-
-def _resolve(
-    asked: Mapping[str, Any], type: str, base: DiffusionModel, num_images: int
-) -> TrainingConfig:
-    try:
-        return resolve_config(
-            dict(asked),
-            architecture=base.architecture,
-            method=type,
-            base_defaults=base.default_settings,
-            num_images=num_images,
-        )
-    except ConfigError as error:
-        name, sentence = f"config.{error.field}", config_sentence(error)
-        raise Problem("invalid", f"{name}: {sentence}", fields={name: [sentence]}) from error
-
-
 def estimate_training(
     user: User,
     *,
@@ -171,10 +105,10 @@ def estimate_training(
     Raises:
         Problem: As `create_training`.
     """
-    dataset = _find_dataset(user, dataset_id)
-    base = _find_base(user, base_model_id)
-    _check_method(type, base)
-    resolved = _resolve(dict(config or {}), type, base, dataset.num_items)
+    dataset = find_dataset(user, dataset_id)
+    base = find_base(user, base_model_id)
+    check_method(type, base)
+    resolved = resolve_settings(dict(config or {}), type, base, dataset.num_items)
     values = resolved.as_dict()
     cost = estimates.cost_of(base, values, type)
     if cost.source != "measured" and estimates.want(user, base, values, type):
@@ -203,9 +137,9 @@ def start_training(user: User, job: TrainingJob) -> TrainingJob:
     """
     if job.status != Status.PENDING:
         return _already_started(job)
-    dataset = _find_dataset(user, job.dataset_id)
-    base = _find_base(user, job.base_model_id)
-    _check_method(job.type, base)
+    dataset = find_dataset(user, job.dataset_id)
+    base = find_base(user, job.base_model_id)
+    check_method(job.type, base)
     images = list(DatasetImage.objects.live().filter(dataset=dataset).order_by("pk"))
     if not images:
         message = _("The dataset “%(name)s” has no pictures.") % {"name": dataset.name}
@@ -215,7 +149,7 @@ def start_training(user: User, job: TrainingJob) -> TrainingJob:
             fields={"dataset_id": [message]},
             hint=_("Add some pictures, then start again."),
         )
-    config = _resolve(job.config, job.type, base, len(images))
+    config = resolve_settings(job.config, job.type, base, len(images))
     _require_words(images, config)
     storage.require_free_space(WORKING_BYTES)
     jobs.require_stored_room(user)

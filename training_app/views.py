@@ -23,10 +23,10 @@ from studio_project.models import User
 from studio_project.paging import page_by_key
 from studio_project.waiting import Waiting
 from training_app import estimates
+from training_app.chosen import TRAINABLE_ARCHITECTURES
 from training_app.forms import METHOD_CARDS, PRESETS, applies, expert_groups, parameter_field
 from training_app.manifest import passes_range, repeats_of
 from training_app.models import TrainingJob, TrainingSample
-from training_app.services import TRAINABLE_ARCHITECTURES
 from training_app.texts import config_sentence, note_sentence
 from training_app.trainer.config import FIELDS, ConfigError, resolve_config
 from training_app.trainer.presets import TUNES
