@@ -5,7 +5,8 @@ The time of a request is that of its UNet passes, and that of what happens once 
 requests of the same base, mode and device, so that one slow afternoon does not spoil it. What was
 never painted at a size is told from the sizes that were; what was never painted with a base, from
 other bases by the size of their weights. How the latest requests went says how busy the device is.
-Requests that were painted in company count only where none was painted alone.
+Requests that were painted in company count only where none was painted alone; what part of its
+time alone each of them took of its batch is learned from them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import median
 from typing import Any
@@ -77,7 +78,9 @@ class Finished:
         start_seconds: All that the claim's time holds beside these: the way to the engine and back,
             and the loading of what was not warm.
         weights_bytes: Size of the base.
-        had_company: Whether it shared the UNet with others; its times are its own part then.
+        others_seconds: In the engine for those with whom it shared the UNet; its own times are its
+            part then.
+        had_company: Whether there were any.
         has_loaded: Whether something had to be loaded for it; the engine may have been started too.
     """
 
@@ -86,6 +89,7 @@ class Finished:
     rest_seconds: float
     start_seconds: float
     weights_bytes: int = 1
+    others_seconds: float = 0.0
     had_company: bool = False
     has_loaded: bool = False
 
@@ -109,7 +113,7 @@ def finished(
     start = max(0.0, wall_seconds - seconds - others)
     work, rest = work_of(parameters), seconds - denoise
     size, loaded = max(1, weights_bytes), load > _LOADED_SECONDS
-    return Finished(work, denoise, rest, start, size, "company" in metrics, loaded)
+    return Finished(work, denoise, rest, start, size, others, "company" in metrics, loaded)
 
 
 @dataclass(frozen=True)
@@ -118,12 +122,14 @@ class Forecast:
 
     Attributes:
         seconds: On a worker that has its model ready.
+        joint_seconds: What it adds to the time of a batch that it shares with others.
         load_seconds: What a worker that has not needs on top.
         basis: From what it was told: ``size`` (this base at this size), ``base``, ``device`` (this
             base on another device) or ``site`` (other bases).
     """
 
     seconds: float
+    joint_seconds: float
     load_seconds: float
     basis: str
 
@@ -139,12 +145,17 @@ def foretell(samples: Sequence[Finished], work: Work, weights_bytes: int = 1) ->
     """
     if not samples:
         return None
-    samples = _alike(samples, work)
-    learned = _Learned(samples)
+    alike = _alike(samples, work)
+    learned = _Learned(alike)
     size = max(1, weights_bytes)
-    exact = any(sample.work.pixels == work.pixels for sample in samples)
+    share = learned.joint_share(samples)
+    several = work.images > 1
+    latest = [s for s in samples if s.had_company or (s.work.images > 1) == several]
+    seconds = learned.seconds(work, size) * learned.pace(latest[:PACE_REQUESTS], share)
+    exact = any(sample.work.pixels == work.pixels for sample in alike)
     return Forecast(
-        learned.seconds(work, size) * learned.pace(samples[:PACE_REQUESTS]),
+        seconds,
+        seconds * share,
         learned.load_seconds * size,
         "size" if exact else "base",
     )
@@ -181,14 +192,29 @@ class _Learned:
         images = work.images * self._per_image.at(work.pixels)
         return (passes + images) * weights_bytes + self._start
 
-    def pace(self, latest: Sequence[Finished]) -> float:
-        """Return how much slower than usual the device is just now, most of it trusted."""
-        ratios = [
-            (s.denoise_seconds + s.rest_seconds + self._start)
-            / self.seconds(s.work, s.weights_bytes)
-            for s in latest
-        ]
-        return float(median(ratios) ** _PACE_TRUST)
+    def pace(self, latest: Sequence[Finished], share: float) -> float:
+        """Return how much slower than usual the device is just now, most of it trusted.
+
+        Args:
+            latest: The latest requests.
+            share: What part of its time alone one in company takes.
+        """
+        ratios = [self._part_of(s) / (share if s.had_company else 1.0) for s in latest]
+        return float(median(ratios) ** _PACE_TRUST) if ratios else 1.0
+
+    def joint_share(self, samples: Sequence[Finished]) -> float:
+        """Return what part of its time alone a request takes of a batch.
+
+        Until any had company, those of several pictures tell: these share the UNet likewise.
+        """
+        shared = [s for s in samples if s.had_company] or [s for s in samples if s.work.images > 1]
+        return min(1.0, median(map(self._part_of, shared))) if shared else 1.0
+
+    def _part_of(self, sample: Finished) -> float:
+        """Return what a request took, with its part of the start, by what it takes alone."""
+        own = sample.denoise_seconds + sample.rest_seconds
+        start = self._start * own / (own + sample.others_seconds)
+        return (own + start) / self.seconds(sample.work, sample.weights_bytes)
 
 
 def _usual_start(samples: Iterable[Finished]) -> float:
@@ -241,7 +267,7 @@ def forecast(
         samples = _finished_rows(condition, mode)
         found = foretell(samples, work, base.size_bytes)
         if found is not None:
-            return Forecast(found.seconds, found.load_seconds, basis or found.basis)
+            return replace(found, basis=basis or found.basis)
     return None
 
 

@@ -117,6 +117,8 @@ class GenerationJob(Job):
     # What was foreseen when it was sent: from its claim on, and for a model that is not ready.
     expected_seconds = models.FloatField(null=True, blank=True)
     expected_load_seconds = models.FloatField(null=True, blank=True)
+    # What it adds to a batch that it shares.
+    expected_joint_seconds = models.FloatField(null=True, blank=True)
     # Equal for requests that may be denoised in one batch (see `company`); empty runs alone.
     joint_key = models.CharField(max_length=64, blank=True, default="", editable=False)
 

@@ -30,7 +30,7 @@ from generation_app.engine.request import (
     resolve_request,
 )
 from generation_app.foresight import foresee
-from generation_app.history import forecast
+from generation_app.history import Forecast, forecast
 from generation_app.inputs import Inputs, glance_at_inputs, resolve_inputs, size_like
 from generation_app.models import GeneratedImage, GenerationJob
 from generation_app.wording import TooManyVariations, take_loras, variations
@@ -89,20 +89,23 @@ def submit_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> Gene
             picture, `disk_full`, `storage_full` or `active_jobs_limit`.
     """
     asked = _understand(user, mode, body)
-    model, chosen = asked.chosen.model, asked.chosen
-    job = GenerationJob(
+    return queue(_job_of(user, mode, asked), asked.chosen.all)
+
+
+def _job_of(user: User, mode: str, asked: Asked) -> GenerationJob:
+    model = asked.chosen.model
+    return GenerationJob(
         owner=user,
         mode=mode,
         model=model,
         model_name=model.name,
         model_title=model.shown_title,
-        base_model=chosen.base,
+        base_model=asked.chosen.base,
         image=asked.inputs.image,
         mask_image=asked.inputs.mask_image,
         parameters=asked.as_parameters(),
         total_steps=asked.request.steps_per_image * asked.request.num_images,
     )
-    return queue(job, chosen.all)
 
 
 def queue(job: GenerationJob, needed: list[DiffusionModel]) -> GenerationJob:
@@ -114,10 +117,7 @@ def queue(job: GenerationJob, needed: list[DiffusionModel]) -> GenerationJob:
     storage.require_free_space(WORKING_BYTES)
     jobs.require_stored_room(job.owner)
     job.status, job.queued_at = Status.QUEUED, timezone.now()
-    job.required_bytes = sum(model.size_bytes for model in needed)
-    if job.base_model is not None and job.remake_of is None:
-        job.joint_key = joint_key(job.mode, job.parameters, job.base_model, needed)
-    _foretell(job)
+    _foretell(job, needed)
     with transaction.atomic():
         jobs.enforce_active_cap(job.owner)
         job.save(force_insert=True)
@@ -127,14 +127,19 @@ def queue(job: GenerationJob, needed: list[DiffusionModel]) -> GenerationJob:
     return job
 
 
-def _foretell(job: GenerationJob) -> None:
-    """Note on a new job how long it will take, if anything here tells."""
+def _foretell(job: GenerationJob, needed: list[DiffusionModel]) -> Forecast | None:
+    """Note on a new job what it needs, who may share its batch and how long it will take."""
+    job.required_bytes = sum(model.size_bytes for model in needed)
     if job.base_model is None:
-        return
+        return None
+    if job.remake_of is None:
+        job.joint_key = joint_key(job.mode, job.parameters, job.base_model, needed)
     workers = live_workers(GenerationJob.queue_name)
     told = forecast(job.base_model, job.mode, job.parameters, workers)
     if told is not None:
         job.expected_seconds, job.expected_load_seconds = told.seconds, told.load_seconds
+        job.expected_joint_seconds = told.joint_seconds
+    return told
 
 
 def estimate_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,16 +156,15 @@ def estimate_generation(user: User, *, mode: str, body: Mapping[str, Any]) -> di
         Problem: As `submit_generation`.
     """
     asked = _understand(user, mode, body, find_inputs=glance_at_inputs)
-    request, base = asked.request, asked.chosen.base
-    workers = live_workers(GenerationJob.queue_name)
-    told = forecast(base, mode, request.as_parameters(), workers)
+    job = _job_of(user, mode, asked)
+    told = _foretell(job, asked.chosen.all)
     return {
-        "total_steps": request.steps_per_image * request.num_images,
-        "num_images": request.num_images,
+        "total_steps": job.total_steps,
+        "num_images": asked.request.num_images,
         "seconds": round(told.seconds, 1) if told else None,
         "load_seconds": round(told.load_seconds, 1) if told else None,
         "basis": told.basis if told else None,
-        **foresee(user, base, told),
+        **foresee(job),
     }
 
 

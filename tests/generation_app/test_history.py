@@ -130,6 +130,38 @@ def test_company_is_told_from_what_was_loaded_and_counts_where_nothing_else_does
     assert told.seconds == pytest.approx(1.3)
 
 
+def shared(part: float, *, start: float = 0.1) -> Finished:
+    """One of four in a batch, each of which took a part of what it takes alone."""
+    seconds = part * 1.3 - start / 4
+    return Finished(Work(4096, 10, 1), seconds, 0.0, start, 1, 3 * seconds, had_company=True)
+
+
+def test_what_a_request_adds_to_a_batch_is_learned_from_those_that_shared_one() -> None:
+    told = foretell([shared(0.5), sample(), shared(0.6), shared(0.9)], Work(4096, 20, 1))
+    assert told is not None
+    assert told.seconds == pytest.approx(2 * 1.0 + 0.2 + 0.1)
+    assert told.joint_seconds == pytest.approx(0.6 * told.seconds)
+    # Nobody is told that company takes longer than none.
+    told = foretell([sample(), shared(1.4)], Work(4096, 10, 1))
+    assert told is not None and told.joint_seconds == told.seconds
+
+
+def test_until_any_had_company_several_pictures_of_a_request_tell_what_it_is_worth() -> None:
+    told = foretell([sample()], Work(4096, 10, 1))
+    assert told is not None and told.joint_seconds == told.seconds
+    batch = Finished(Work(4096, 40, 4), 2.0, 0.3, 0.1)
+    told = foretell([batch, sample()], Work(4096, 10, 1))
+    assert told is not None
+    assert told.joint_seconds / told.seconds == pytest.approx(2.4 / (4 * 1.2 + 0.1))
+
+
+def test_what_had_company_tells_how_busy_the_device_is_too() -> None:
+    usual = [sample() for _ in range(20)] + [shared(0.5) for _ in range(20)]
+    told = foretell([shared(1.5) for _ in range(8)] + usual, Work(4096, 10, 1))
+    assert told is not None
+    assert 2.0 < told.seconds < 3.9
+
+
 @pytest.mark.parametrize(
     "metrics",
     [
