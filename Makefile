@@ -32,10 +32,12 @@ demo: setup
 	$(BIN)/python manage.py demo_workflow
 
 # Unit tests are dealt out one by one, so that neither core waits for the last file; what needs real
-# processes is dealt out by class or file, which shares a site, the longest first.
+# processes is dealt out by class or file, which shares a site, the longest first. Bytecode is kept
+# even where it usually is not, for a hundred processes would each compile the same files.
+test: export PYTHONDONTWRITEBYTECODE =
 test: setup browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not e2e" -n auto --maxprocesses 4 --dist worksteal
-	$(BIN)/python -m pytest -m e2e -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/e2e -n auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest tests/e2e -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .
