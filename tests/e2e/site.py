@@ -23,7 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "correct horse 7 battery"
 
 
-def poll(check: Callable[[], Any], *, seconds: float, what: str) -> Any:
+def poll(
+    check: Callable[[], Any], *, seconds: float, what: str, longest_pause_seconds: float = 0.3
+) -> Any:
     """Return the first true answer of a check, or fail at the deadline.
 
     What takes long is asked less often, for asking takes the cores from those who work.
@@ -33,7 +35,7 @@ def poll(check: Callable[[], Any], *, seconds: float, what: str) -> Any:
         answer = check()
         if answer:
             return answer
-        time.sleep(min(0.05 + waited / 40, 0.3))
+        time.sleep(min(0.05 + waited / 40, longest_pause_seconds))
     raise AssertionError(f"not within {seconds} s: {what}")
 
 

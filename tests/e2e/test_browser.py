@@ -81,6 +81,7 @@ def test_from_sign_up_to_a_picture_of_ones_own_model(
     for fold in page.locator("details.fold:visible").all():
         fold.locator("summary").click()
     page.fill("[name=max_train_steps]", "6")
+    page.fill("[name=sample_inference_steps]", "2")
     page.get_by_role("button", name="Create and start").click()
     expect(page).to_have_url(re.compile(r"/training/[0-9a-f-]{36}"))
     training = page.url

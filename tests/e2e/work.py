@@ -77,7 +77,8 @@ def finished(client: DemoClient, path: str, *, seconds: float = 240) -> Any:
         state = client.call("GET", path)
         return state if state["status"] in FINAL else None
 
-    return poll(final, seconds=seconds, what=f"{path} final")
+    # Whoever is final stays so: nothing is missed between two questions.
+    return poll(final, seconds=seconds, what=f"{path} final", longest_pause_seconds=1.0)
 
 
 def weights(client: DemoClient, model: int) -> dict[str, np.ndarray]:
