@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from allauth.account.models import EmailAddress
 from django.test import Client
 
 from studio_project.models import ApiToken, User
@@ -68,6 +69,18 @@ def test_home_shows_nothing_of_another_user(browser: Browser, alice: User, bob: 
     assert b"Secret" not in page.content
     assert page.context["images"] == []
     assert page.context["live"] == []
+
+
+def test_a_single_email_address_can_neither_be_removed_nor_made_primary(
+    browser: Browser, alice: User
+) -> None:
+    EmailAddress.objects.create(user=alice, email=alice.email, primary=True)
+    page = browser(alice).get("/accounts/email/").content.decode()
+    assert alice.email in page and 'name="action_add"' in page
+    assert "action_remove" not in page and "action_primary" not in page
+    EmailAddress.objects.create(user=alice, email="b@example.org")
+    page = browser(alice).get("/accounts/email/").content.decode()
+    assert "action_remove" in page and "action_primary" in page
 
 
 def test_queue_shows_others_as_bars_without_contents(
