@@ -49,6 +49,17 @@ def size_fields(user: User) -> list[ParameterField]:
     ]
 
 
+def shapes() -> list[tuple[str, Words]]:
+    """Return the shapes that are offered: width divided by height, and its words."""
+    return [
+        ("1", _("Square (1:1)")),
+        ("0.75", _("Portrait (3:4)")),
+        ("0.5625", _("Portrait (9:16)")),
+        ("1.333333", _("Landscape (4:3)")),
+        ("1.777778", _("Landscape (16:9)")),
+    ]
+
+
 def quality_fields() -> list[ParameterField]:
     """Return what decides how well and how closely a picture is painted."""
     limits = Limits()

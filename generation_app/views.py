@@ -23,6 +23,7 @@ from generation_app.forms import (
     format_field,
     hires_fields,
     quality_fields,
+    shapes,
     size_fields,
     strength_field,
     video_fields,
@@ -50,6 +51,7 @@ def text_to_image(request: HttpRequest) -> HttpResponse:
     limits = Limits()
     context = {
         "sizes": size_fields(user),
+        "shapes": shapes(),
         "format": format_field(),
         "qualities": quality_fields(),
         "strength": strength_field(),

@@ -299,6 +299,14 @@ def test_a_picture_is_made_again_and_compared_and_a_job_is_cancelled(generate: P
     page.click("#generate")
     expect(page.get_by_text("Choose a model.")).to_be_visible()
     page.locator("[data-mode=text-to-image]").click()
+    shape, sides = page.locator("#shape"), page.locator("[name=width], [name=height]")
+    expect(shape).to_have_value("1")
+    page.fill("[name=width]", "72")
+    expect(shape).to_have_value("")
+    shape.select_option("0.75")
+    assert [side.input_value() for side in sides.all()] == ["64", "88"]
+    shape.select_option("1")
+    assert [side.input_value() for side in sides.all()] == ["64", "64"]
     _paint(page, 1)
     page.click("#make-again")
     expect(page.locator("#sitting > li")).to_have_count(2)

@@ -7,6 +7,7 @@ import { number } from "./format.js";
 import { LoraRows, setRange } from "./lora-rows.js";
 import "./model-picker.js";
 import { PictureSource } from "./picture-source.js";
+import { Shape } from "./shape.js";
 
 const KEPT = "studio.generate";
 const WORDS = new Set(["prompt", "negative_prompt", "seed", "model"]);
@@ -34,6 +35,15 @@ export class GenerateForm {
     });
     this.hires = element.querySelector("#hires");
     this.weight = element.querySelector("#model-weight");
+    this.shape = new Shape({
+      select: element.querySelector("#shape"),
+      fields: this.fields,
+      defaults: () => this.modelDefaults(),
+      onChosen: (width, height) => {
+        this.set("width", width);
+        this.set("height", height);
+      },
+    });
     this.recall();
     element.addEventListener("input", (event) => this.changed(event.target.name));
     element.addEventListener("change", (event) => {
@@ -133,12 +143,17 @@ export class GenerateForm {
     this.changed(name);
   }
 
+  /** What the chosen model is best at. */
+  modelDefaults() {
+    const family = this.mode === "image-to-video" ? "svd" : "sd1";
+    return { ...(this.defaults[this.model?.architecture] ?? this.defaults[family]), ...(this.model?.default_settings ?? {}) };
+  }
+
   /** Values nobody touched follow the model. */
   modelChanged() {
     const model = this.model;
     if (model || !this.fields.num_inference_steps.value) {
-      const family = this.mode === "image-to-video" ? "svd" : "sd1";
-      const values = { ...(this.defaults[model?.architecture] ?? this.defaults[family]), ...(model?.default_settings ?? {}) };
+      const values = this.modelDefaults();
       const follows = FROM_PICTURE.has(this.mode) && this.source.picture;
       for (const [name, value] of Object.entries(values)) {
         if (follows && (name === "width" || name === "height")) continue;
@@ -209,6 +224,7 @@ export class GenerateForm {
       output.textContent = number(Number(field.value), (field.step.split(".")[1] ?? "").length);
     }
     this.element.querySelector("#hires-fields").hidden = !this.hires.checked;
+    this.shape.show();
     this.onChanged();
   }
 
