@@ -156,7 +156,7 @@ def test_a_long_training_is_divided_for_a_short_one_and_does_not_change(
     short = work.start_training(
         other,
         pictures,
-        max_train_steps=12,
+        max_train_steps=50,
         train_batch_size=1,
     )
     poll(
