@@ -127,9 +127,9 @@ def request_for(
     config: dict[str, Any] | None = None,
     method: str = "lora",
 ) -> dict[str, Any]:
-    """A request of twelve steps."""
+    """A request of twelve steps, with one sample picture unless others are asked for."""
     asked = {"trigger_word": "zorp", "max_train_steps": 12, "sample_inference_steps": 2}
-    asked |= {"rank": 4, "alpha": 8, "sample_every_steps": 0} | (config or {})
+    asked |= {"rank": 4, "alpha": 8, "sample_every_steps": 0} | ONE_SAMPLE | (config or {})
     resolved = resolve_config(
         asked,
         architecture="sd1",

@@ -23,7 +23,7 @@ def choose(make_request: Callable[..., dict[str, Any]]) -> Callable[..., list[st
     """Chooses prompts for a manifest with the given captions."""
 
     def do(captions: list[str], **config: Any) -> list[str]:
-        values = make_request({"control_prompt": CONTROL} | config)
+        values = make_request({"sample_prompts": [], "control_prompt": CONTROL} | config)
         entries = [values["images"][0] | {"caption": caption} for caption in captions]
         request = TrainingRequest.from_dict(values | {"images": entries})
         return choose_prompts(make_examples(request.images, request.config), request)
