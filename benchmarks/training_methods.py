@@ -37,7 +37,7 @@ from training_app.trainer.run import run
 COLOURS = ("red", "blue", "white", "yellow", "purple")
 DEFAULTS = {"width": 64, "num_inference_steps": 20, "guidance_scale": 5.0}
 PICTURES = 16
-PAINTED = 16
+PAINTED = 96
 CONCEPT, CLASS = "a zorp on a red background", "a circle"
 DREAMBOOTH = {"instance_prompt": "a zorp circle", "class_prompt": CLASS}
 #: Method and what is asked for beside the preset, by the name of the case.
