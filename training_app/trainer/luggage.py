@@ -13,6 +13,8 @@ import gc
 from collections.abc import Callable, Sequence
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 #: What CUDA and its libraries hold of a device beside tensors, as long as the process lives.
 CONTEXT_BYTES = 512 * 1024**2
@@ -86,13 +88,14 @@ def tensors_on(device_type: str) -> list[torch.Tensor]:
     # What a view was made of may be known to nobody but the view.
     known = {id(tensor) for tensor in found}
     found += [t._base for t in found if t._base is not None and id(t._base) not in known]
-    return [
-        tensor
-        for tensor in found
-        if tensor.device.type == device_type
-        and tensor.layout == torch.strided
-        and tensor.untyped_storage().nbytes()
-    ]
+    return [tensor for tensor in found if _has_memory(tensor, device_type)]
+
+
+def _has_memory(tensor: torch.Tensor, device_type: str) -> bool:
+    # Compiling leaves tensors behind that stand for others and only say that they are there.
+    if isinstance(tensor, FakeTensor | FunctionalTensor) or tensor.layout != torch.strided:
+        return False
+    return tensor.device.type == device_type and tensor.untyped_storage().nbytes() > 0
 
 
 def move(tensors: Sequence[torch.Tensor], copy: Copy) -> None:

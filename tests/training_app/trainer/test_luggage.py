@@ -9,6 +9,8 @@ from typing import ClassVar
 import pytest
 import torch
 from safetensors.torch import load, load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 
 import training_app.trainer.reporting as reporting
 from tests.training_app.trainer.conftest import ONE_SAMPLE, Finished, Recorder
@@ -90,6 +92,17 @@ def test_when_a_copy_cannot_be_made_nothing_has_changed() -> None:
     with pytest.raises(RuntimeError, match="no room"):
         move([first, second], copy)
     assert [first.data_ptr(), second.data_ptr()] == places
+
+
+def test_what_compiling_leaves_behind_is_no_luggage() -> None:
+    real = torch.ones(4)
+    with FakeTensorMode():
+        fake = torch.empty(4)
+    with FunctionalTensorMode():
+        functional = FunctionalTensor.to_functional(torch.ones(4))
+    found = {id(tensor) for tensor in tensors_on("cpu")}
+    assert id(real) in found
+    assert not found & {id(fake), id(functional)}
 
 
 def test_on_a_cpu_there_is_nowhere_to_go() -> None:

@@ -14,6 +14,7 @@ const STATUS = () => ({
 const PHASE = () => ({
   preparing: gettext("Preparing"),
   caching: gettext("Reading the pictures"),
+  compiling: gettext("Compiling the network"),
   training: gettext("Training"),
   sampling: gettext("Painting samples"),
   aside: gettext("Waiting while pictures are made"),
