@@ -12,9 +12,11 @@ import logging
 import math
 import os
 import queue
+import select
 import subprocess
 import sys
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +32,8 @@ from studio_project.child_output import LogTail, Mailbox, Message
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 20.0
+# How long what was written to a log may take to be read.
+LOG_SECONDS = 0.2
 CHILD_ID_VARIABLE = "STUDIO_CHILD_ID"
 # What a child may know of the site: nothing that opens the database, Redis or the storage.
 _HIDDEN = ("STUDIO_", "DJANGO_", "AWS_", "PGPASSWORD", "HF_TOKEN")
@@ -131,6 +135,7 @@ class Child:
             stderr=subprocess.PIPE,
         )
         self.pid = self._process.pid
+        self._log_stream: IO[bytes] = self._process.stderr  # type: ignore[assignment]
         _children.add(self)
         self._threads = [
             threading.Thread(target=target, args=(stream,), name=f"child-{name}", daemon=True)
@@ -198,6 +203,14 @@ class Child:
 
     def log_tail(self) -> str:
         """The last lines that the child wrote to standard error."""
+        # A message may overtake the lines that were written before it: each has its own thread.
+        deadline, lies_there = time.monotonic() + LOG_SECONDS, True
+        while lies_there and time.monotonic() < deadline:
+            time.sleep(0.001)  # lets the thread go on that has read and not yet kept it
+            try:
+                lies_there = bool(select.select([self._log_stream], [], [], 0)[0])
+            except (OSError, ValueError):  # it is closed: all was read
+                lies_there = False
         return self._log.text()
 
     @property
