@@ -50,10 +50,13 @@ function wireUpload() {
   document.getElementById("upload-close").addEventListener("click", () => uploads.close());
   for (const id of ["files", "folder"]) {
     const input = document.getElementById(id);
-    input.addEventListener("change", () => {
+    const take = () => {
+      if (!input.files.length) return;
       uploads.add([...input.files]);
       input.value = "";
-    });
+    };
+    input.addEventListener("change", take);
+    take(); // what was chosen before this script was there
   }
   document.addEventListener("click", (event) => {
     const chooser = event.target.closest("[data-choose]");
