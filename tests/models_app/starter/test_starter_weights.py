@@ -85,17 +85,16 @@ def test_it_is_a_genuine_stable_diffusion(pipeline: StableDiffusionPipeline) -> 
 
 
 def test_vae_keeps_what_it_has_never_seen(pipeline: StableDiffusionPipeline) -> None:
-    assert passes_gate(measure_psnr(pipeline.vae, 16))
+    assert passes_gate(measure_psnr(pipeline.vae, 32))
 
 
 def test_held_out_prompts_reach_the_lines(pipeline: StableDiffusionPipeline) -> None:
-    # Half of those that the card tells of.
-    scores = score_held_out(pipeline, 50)
+    scores = score_held_out(pipeline, 100)
     assert all(scores[part] >= least for part, least in LINES.items()), scores
 
 
 def test_made_up_words_leave_the_background_right(pipeline: StableDiffusionPipeline) -> None:
-    assert score_unknown_nouns(pipeline, 20) >= 90
+    assert score_unknown_nouns(pipeline, 40) >= 90
 
 
 def test_the_card_tells_scores_that_reach_the_lines() -> None:
