@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks import Silent
 from benchmarks.full_size import STARTER_FOLDER
 from models_app.loading import load_pipeline
 from models_app.starter.creatures import draw_creature
@@ -54,7 +55,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class _Listener:
+class _Listener(Silent):
     """A channel that keeps losses and the end of a run."""
 
     def __init__(self) -> None:
@@ -67,16 +68,6 @@ class _Listener:
             self.losses += [entry[1] for entry in fields["history"]]
         elif message_type == "done":
             self.outputs = fields["outputs"]
-
-    def stop_requested(self) -> None:
-        """Nobody stops a measurement."""
-
-    def aside_wanted(self) -> bool:
-        """Nobody else uses its device."""
-        return False
-
-    def wait_aside(self) -> None:
-        """Nobody asks for it."""
 
 
 def draw_pictures(folder: Path, with_captions: bool, pictures: int) -> list[dict[str, Any]]:

@@ -88,7 +88,7 @@ class Intake:
         self.dataset = dataset
         self.result = UploadResult()
         self._book = CaptionBook()
-        self._orphans: list[Caption] = []
+        self._orphans: set[Caption] = set()
         self._is_disk_full = False
         self._loose: list[tuple[str, BinaryIO]] = []
         self._packed: list[_Packed] = []
@@ -212,7 +212,7 @@ class Intake:
             # already under its own name gets the caption anew.
             params = refused.params if isinstance(refused, Refused) else {}
             if caption and str(params.get("other", "")).casefold() != shown.casefold():
-                self._orphans.append(caption)
+                self._orphans.add(caption)
             raise
         self.result.created.append(image)
         if caption:

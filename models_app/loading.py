@@ -20,7 +20,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from safetensors import SafetensorError
 
 from models_app.architectures import Architecture, get_architecture
-from models_app.device_memory import is_out_of_memory
+from studio_project.child_protocol import is_out_of_memory
 
 #: Libraries that read their own configuration and have no weights.
 _WITHOUT_WEIGHTS = ("tokenizer", "tokenizer_2", "feature_extractor")

@@ -37,13 +37,8 @@ EXIT_PARENT_GONE = 70
 EXIT_DEVICE_BROKEN = 72
 STOP_WAYS = frozenset({"cancel", "pause", "keep", "yield"})
 
-# How an error of a device says that it is only about memory.
-OUT_OF_MEMORY_WORDS = (
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-    "ALLOC_FAILED",
-)
+# The CPU's allocator and CUDA's libraries have no exception class of their own.
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 _DEVICE_WORDS = ("CUDA error", "HIP error")
 
 _PR_SET_PDEATHSIG = 1
@@ -253,13 +248,20 @@ def _parse(line: bytes) -> Command | None:
     return command if isinstance(command, dict) else None
 
 
+def is_out_of_memory(exc: BaseException) -> bool:
+    """Whether an exception means that memory ran out, on whichever device."""
+    # torch's own class is told by its name: this module never imports torch.
+    names = {kind.__name__ for kind in type(exc).__mro__}
+    if isinstance(exc, MemoryError) or "OutOfMemoryError" in names:
+        return True
+    return isinstance(exc, RuntimeError) and any(words in str(exc) for words in _MEMORY_WORDS)
+
+
 def error_of(exc: BaseException) -> tuple[str, dict[str, Any]]:
     """Turns an exception into the code and parameters of an ``error`` message."""
     if isinstance(exc, ChildError):
         return exc.code, exc.params
-    # torch's own class is told by its name: this module never imports torch.
-    names = {kind.__name__ for kind in type(exc).__mro__}
-    if isinstance(exc, MemoryError) or "OutOfMemoryError" in names:
+    if is_out_of_memory(exc):
         return "out_of_memory", {}
     if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "disk_full", {}
@@ -283,11 +285,10 @@ def is_device_broken(exc: BaseException) -> bool:
 
 
 def _tells_of_device(exc: BaseException) -> bool:
-    text = str(exc)
-    if not isinstance(exc, RuntimeError) or any(word in text for word in OUT_OF_MEMORY_WORDS):
+    if not isinstance(exc, RuntimeError) or is_out_of_memory(exc):
         return False
     names = {kind.__name__ for kind in type(exc).__mro__}
-    return "AcceleratorError" in names or any(word in text for word in _DEVICE_WORDS)
+    return "AcceleratorError" in names or any(word in str(exc) for word in _DEVICE_WORDS)
 
 
 def run_child(

@@ -33,8 +33,8 @@ from models_app.adapter_loading import (
     worn_by,
 )
 from models_app.architectures import get_architecture
-from models_app.device_memory import is_out_of_memory
 from models_app.inspection import InspectionError, inspect_adapter, sha256_of
+from studio_project.child_protocol import is_out_of_memory
 
 DEFAULT_MAX_ADAPTERS = 24
 DEFAULT_MAX_BYTES = 1024**3

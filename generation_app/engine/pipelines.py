@@ -22,9 +22,10 @@ from generation_app.engine.errors import EngineError
 from generation_app.engine.footprint import Need, choose_measures
 from generation_app.engine.prompts import PromptCache
 from generation_app.engine.thrift import Thrift
-from models_app.device_memory import free_memory, is_out_of_memory
+from models_app.device_memory import free_memory
 from models_app.inspection import InspectionError, read_header
 from models_app.loading import LoadingError, load_pipeline
+from studio_project.child_protocol import is_out_of_memory
 
 # Left for activations, and for the other child of the same worker.
 _SHARE_OF_DEVICE = 0.6

@@ -24,8 +24,7 @@ from generation_app.engine.preview import PreviewClock
 from generation_app.engine.request import ImageToVideoRequest
 from generation_app.engine.video import Clips
 from generation_app.engine.work import Everyone, Line, OwnLine, SharedLine, Stopwatch, Work
-from models_app.device_memory import is_out_of_memory
-from studio_project.child_protocol import error_of, is_device_broken
+from studio_project.child_protocol import error_of, is_device_broken, is_out_of_memory
 
 
 class Engine:
@@ -218,5 +217,5 @@ def _answer_failure(line: Line, error: Exception) -> None:
         line.send("stopped", how=error.how)
         return
     traceback.print_exception(error, file=sys.stderr)
-    code, params = ("out_of_memory", {}) if is_out_of_memory(error) else error_of(error)
+    code, params = error_of(error)
     line.send("error", code=code, params=params)

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from generation_app.engine.footprint import TILE_SIDE, Measures, Need, choose_measures
-from models_app.device_memory import free_memory, is_out_of_memory
+from models_app.device_memory import free_memory
+from studio_project.child_protocol import is_out_of_memory
 
 _REST = torch.device("cpu")
 #: With so much more room than there was, what has been learned is tried anew.

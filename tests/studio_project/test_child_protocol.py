@@ -11,7 +11,13 @@ import threading
 import pytest
 
 from studio_project import child_protocol
-from studio_project.child_protocol import Channel, ChildError, error_of, is_device_broken
+from studio_project.child_protocol import (
+    Channel,
+    ChildError,
+    error_of,
+    is_device_broken,
+    is_out_of_memory,
+)
 
 
 class OutOfMemoryError(RuntimeError):
@@ -156,3 +162,21 @@ def test_what_libraries_made_is_left_alone_by_the_collector() -> None:
         "assert not any(each is kept for each in gc.get_objects())\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_every_device_says_in_its_own_words_that_memory_ran_out(error: BaseException) -> None:
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("out of memory")])
+def test_other_failures_are_not_taken_for_want_of_memory(error: BaseException) -> None:
+    assert not is_out_of_memory(error)

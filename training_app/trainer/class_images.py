@@ -10,7 +10,6 @@ Source: Ruiz et al. 2022 (arXiv:2208.12242) section 3.2.
 
 from __future__ import annotations
 
-import gc
 import io
 import math
 from collections import Counter
@@ -23,6 +22,7 @@ import torch
 from PIL import Image
 
 from models_app.architectures import get_architecture
+from models_app.device_memory import free_memory
 from models_app.loading import load_pipeline
 from training_app.trainer.buckets import Bucket
 from training_app.trainer.dataset import Example, Variant
@@ -128,9 +128,7 @@ class ClassImages:
                 made += CHUNK
                 reporter.phase("caching", made, total)
             del pipeline
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_memory()
         reused = max(0, self.num_wanted - made)
         reporter.note("class_images_made", count=made, reused=reused)
 

@@ -12,7 +12,7 @@ import os
 
 import torch
 
-from models_app.device_memory import is_out_of_memory
+from studio_project.child_protocol import is_out_of_memory
 from training_app.trainer.reporting import Reporter, logger
 from training_app.trainer.training import Training
 

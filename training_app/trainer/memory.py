@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import torch
 
-from models_app.device_memory import free_memory, is_out_of_memory
+from models_app.device_memory import free_memory
+from studio_project.child_protocol import is_out_of_memory
 from training_app.trainer.reporting import logger
 
 #: Share of the device's free memory that a step may take: allocators leave gaps.

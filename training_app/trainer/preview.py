@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from models_app.architectures import get_architecture
-from models_app.device_memory import free_memory, is_out_of_memory
+from models_app.device_memory import free_memory
 from models_app.loading import load_components, load_noise_scheduler, make_pipeline
+from studio_project.child_protocol import is_out_of_memory
 from training_app.trainer.cache import PromptBank
 from training_app.trainer.captions import has_word
 from training_app.trainer.config import MAXIMUM_SEED

@@ -26,8 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from models_app.device_memory import is_out_of_memory
-from studio_project.child_protocol import ChildError
+from studio_project.child_protocol import ChildError, is_out_of_memory
 from training_app.trainer.reporting import logger
 
 #: A rank that waits this long for the others gives up: one of them hangs. Long enough for the

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from models_app.device_memory import is_out_of_memory
-from studio_project.child_protocol import ChildError
+from studio_project.child_protocol import ChildError, is_out_of_memory
 from training_app.trainer.config import TrainingConfig
 from training_app.trainer.reporting import Reporter
 

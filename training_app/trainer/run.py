@@ -6,7 +6,6 @@ came out.
 
 from __future__ import annotations
 
-import gc
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +18,11 @@ import numpy as np
 import torch
 
 from models_app.architectures import ARCHITECTURES
-from models_app.device_memory import is_out_of_memory
+from models_app.device_memory import free_memory
 from models_app.inspection import read_json
 from models_app.kohya_file import to_kohya
 from models_app.loading import LoadingError
-from studio_project.child_protocol import ChildError
+from studio_project.child_protocol import ChildError, is_out_of_memory
 from training_app.trainer.attempts import train_through
 from training_app.trainer.cache import LatentBank, PromptBank, cache_latents, cache_prompts
 from training_app.trainer.checkpoint import find_checkpoint
@@ -301,7 +300,7 @@ def _save(
     # The plain pipeline gets the memory of the trained network.
     training.release()
     previewer.release()
-    gc.collect()
+    free_memory()
     if is_folder:
         export_folder(paths[0], weights, request)
     else:
